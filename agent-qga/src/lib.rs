@@ -1,0 +1,1 @@
+//! A guest agent client that trusts the guest with nothing.

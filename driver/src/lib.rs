@@ -1,0 +1,1 @@
+//! QEMU guests under job rules: start, attach, query, save, migrate, destroy.

@@ -1,0 +1,1 @@
+//! The per-domain job scheduler: who may change a guest, who waits, and why.

@@ -1,0 +1,1 @@
+//! A QMP client that survives peers that hang, flood and lie.

@@ -1,0 +1,1 @@
+//! The C ABI between a vmwright daemon and its transport plugins.

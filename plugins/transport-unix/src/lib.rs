@@ -1,0 +1,1 @@
+//! The unix: transport plugin.

@@ -1,0 +1,1 @@
+//! The vsock: transport plugin.

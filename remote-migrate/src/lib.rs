@@ -1,0 +1,1 @@
+//! The migration peer: two daemons, five phases, one owner.

@@ -1,0 +1,1 @@
+//! Fake QEMU, fake guest agent and fault stream for the tests of VM daemons.
