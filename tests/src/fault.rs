@@ -1,0 +1,1 @@
+//! A stream that splits, delays and cuts.
