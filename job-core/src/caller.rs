@@ -1,16 +1,14 @@
 //! One operation's claim on a domain. Beginning a job consumes it, so that one caller holds one job.
 
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
 
 use crate::error::BeginError;
 use crate::guard::{self, AgentJob, AsyncJob, Job};
+use crate::held::{Held, wait};
 use crate::kind::{AgentKind, AsyncKind, JobKind, KindSet};
 use crate::label::Label;
-use crate::scheduler::{Held, Shared, Waiting};
+use crate::shared::Shared;
 use crate::slots::Want;
 use crate::sync::Arc;
 
@@ -232,20 +230,4 @@ impl fmt::Debug for Caller {
             .field("flow", &self.flow)
             .finish_non_exhaustive()
     }
-}
-
-/// Waits for the turn or the deadline, whichever comes first; at a tie the turn.
-pub(crate) async fn wait(
-    mut waiting: Waiting,
-    deadline: impl Future<Output = ()>,
-) -> Result<Held, BeginError> {
-    let mut deadline = pin!(deadline);
-    poll_fn(|cx| match waiting.poll(cx.waker()) {
-        Poll::Ready(turn) => Poll::Ready(turn),
-        Poll::Pending => deadline
-            .as_mut()
-            .poll(cx)
-            .map(|()| Err(waiting.timed_out())),
-    })
-    .await
 }

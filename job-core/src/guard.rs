@@ -5,12 +5,13 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::caller::wait;
 use crate::error::{BeginError, Gone};
+use crate::held::{Held, wait};
 use crate::kind::{AgentKind, KindSet};
 use crate::label::Label;
 use crate::progress::Progress;
-use crate::scheduler::{Held, Scheduler, Shared};
+use crate::scheduler::Scheduler;
+use crate::shared::Shared;
 use crate::slots::{SlotName, Want};
 use crate::snapshot::{AsyncRecord, Outcome};
 use crate::sync::Arc;
@@ -288,6 +289,7 @@ impl AsyncJob {
 
     /// Tells how far the job is. Yields the picture if it is time to tell the world again: at most four times a second,
     /// and once complete.
+    #[must_use = "what it yields is due to be published"]
     pub fn report(&self, done: u64, total: u64) -> Option<Progress> {
         self.0.shared.report(self.0.name, self.0.id, done, total)
     }

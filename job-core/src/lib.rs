@@ -76,12 +76,15 @@
 mod caller;
 mod error;
 mod guard;
+mod held;
 mod jobs;
 mod kind;
 mod label;
+mod ledger;
 mod overdue;
 mod progress;
 mod scheduler;
+mod shared;
 mod slots;
 mod snapshot;
 mod state;

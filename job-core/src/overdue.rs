@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
-use crate::scheduler::Shared;
+use crate::shared::Shared;
 use crate::sync::{Arc, Mutex, lock};
 
 /// The domains a sweep has to look at. Clones share the list.

@@ -75,7 +75,7 @@ impl Token {
             let mut signal = lock(&self.0);
             match (&signal.stop, &stop) {
                 (None, _) | (Some(Stop::Cancelled(_)), Stop::Gone { .. }) => {
-                    signal.stop = Some(stop)
+                    signal.stop = Some(stop);
                 }
                 _ => return,
             }

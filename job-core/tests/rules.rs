@@ -530,7 +530,7 @@ fn the_snapshot_says_who_waits_for_whom_and_at_which_place() {
         .caller("nightly")
         .try_begin_async(AsyncKind::Save)
         .unwrap();
-    save.report(30, 100);
+    assert!(save.report(30, 100).is_some());
     let _query = domain.caller("status").try_begin(JobKind::Query).unwrap();
     let _modify = queued(&domain, "resize", JobKind::Modify);
     let _second = queued(&domain, "list", JobKind::Query);
