@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use crate::error::{BeginError, Gone};
 use crate::held::{Held, wait};
-use crate::kind::{AgentKind, KindSet};
+use crate::kind::{AgentKind, Kind, KindSet};
 use crate::label::Label;
 use crate::progress::Progress;
 use crate::scheduler::Scheduler;
@@ -88,6 +88,11 @@ pub trait Guard: sealed::Sealed + Send + fmt::Debug {
     /// The job's stable id.
     fn id(&self) -> u64 {
         self.held().id
+    }
+
+    /// What it is.
+    fn kind(&self) -> Kind {
+        self.held().kind
     }
 
     /// The generation of the guest it belongs to.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::error::BeginError;
+use crate::kind::Kind;
 use crate::shared::{Shared, now};
 use crate::slots::{Claim, Effects, Key, SlotName, Tick, Want};
 use crate::snapshot::Outcome;
@@ -24,6 +25,7 @@ pub struct Held {
     pub(crate) id: u64,
     pub(crate) generation: u64,
     pub(crate) name: SlotName,
+    pub(crate) kind: Kind,
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -111,6 +113,7 @@ impl Waiting {
                     id,
                     generation,
                     name: self.want.slot(),
+                    kind: self.want.kind(),
                     outcome: None,
                 }))
             }

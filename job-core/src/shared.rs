@@ -116,6 +116,7 @@ impl Shared {
                     id,
                     generation,
                     name: want.slot(),
+                    kind: want.kind(),
                     outcome: None,
                 }))
             }

@@ -66,7 +66,26 @@ impl Token {
             token: self,
             id: None,
         };
-        poll_fn(|cx| place.poll(cx.waker())).await
+        poll_fn(|cx| place.poll(cx.waker(), |_| true)).await
+    }
+
+    /// Waits until the guest is gone, whether the job was cancelled before or not.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: dropping the future only stops the waiting.
+    pub async fn gone(&self) -> GoneWhy {
+        let mut place = Place {
+            token: self,
+            id: None,
+        };
+        poll_fn(
+            |cx| match place.poll(cx.waker(), |stop| matches!(stop, Stop::Gone { .. })) {
+                Poll::Ready(Stop::Gone { why, .. }) => Poll::Ready(why),
+                Poll::Ready(Stop::Cancelled(_)) | Poll::Pending => Poll::Pending,
+            },
+        )
+        .await
     }
 
     /// Fires, unless it has. A guest that is gone overrides a cancellation: there is nothing left to undo.
@@ -100,10 +119,11 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn poll(&mut self, waker: &Waker) -> Poll<Stop> {
+    /// Ready with the signal once it is one that `counts`.
+    fn poll(&mut self, waker: &Waker, counts: impl Fn(&Stop) -> bool) -> Poll<Stop> {
         let mine = waker.clone();
         let mut signal = lock(&self.token.0);
-        if let Some(stop) = &signal.stop {
+        if let Some(stop) = signal.stop.as_ref().filter(|stop| counts(stop)) {
             return Poll::Ready(stop.clone());
         }
         let id = *self.id.get_or_insert_with(|| {

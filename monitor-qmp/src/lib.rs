@@ -1,1 +1,101 @@
 //! A QMP client that survives peers that hang, flood and lie.
+//!
+//! A [`Monitor`] is a connection to one QEMU. Its clones share it; each call is one command,
+//! with its own deadline, and any number may be under way at once.
+//!
+//! ```
+//! use monitor_qmp::{Deadline, Effect, Error, Monitor, command::*};
+//!
+//! async fn pause(monitor: &Monitor, deadline: Deadline) -> Result<RunState, Error> {
+//!     match monitor.execute(Stop, deadline).await {
+//!         // Sent, and no answer: it may have happened. Asking is safe, sending again need not be.
+//!         Err(error) if error.effect() == Effect::Unknown => {}
+//!         outcome => drop(outcome?),
+//!     }
+//!     Ok(monitor.execute(QueryStatus, deadline).await?.status)
+//! }
+//!
+//! # use monitor_qmp::{NoFds, Options};
+//! # use tests::fake_qemu::{Answers, FakeQemu};
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! # let (wire, qemu) = FakeQemu::over_unix().unwrap();
+//! # tokio::spawn(qemu.serve(Answers::new()));
+//! let deadline = Deadline::now() + std::time::Duration::from_secs(5);
+//! let monitor = Monitor::connect(wire, Options::default(), (), deadline).await?;
+//! assert_eq!(pause(&monitor, deadline).await?, RunState::Running); // the fake is stubborn
+//! # Ok::<(), Error>(()) }).unwrap();
+//! ```
+//!
+//! # How it works
+//!
+//! ```text
+//!  caller ── execute ──> Protocol (a lock, no wait) <── Task ──> stream ──> QEMU
+//!    ^                      who waits, what is in         │ whole messages only
+//!    │                      flight, what may be sent      │
+//!    └──────── reply ─────────────────────────────────────┤ in the order of the wire
+//!                                      EventSink <────────┘ events before later replies
+//! ```
+//!
+//! - **One task owns the stream.** It writes whole messages, so no dropped future tears one, and
+//!   it reads whatever callers do. Replies are decoded in the caller's task.
+//! - **A command ends in one of three ways**: done, refused, or unknown. [`Error::effect`] says
+//!   which; it decides whether a retry is safe.
+//! - **Dropping a call** withdraws a request that was not taken yet. What was sent is not undone:
+//!   its reply reaches nobody, and [`Monitor::settled`] waits for it. Whoever is about to change
+//!   the guest waits there first.
+//! - **A deadline does not close the connection.** It asks QEMU for a sign of life out of band:
+//!   [`Health::Busy`] or [`Health::Unresponsive`], until the answer comes after all.
+//! - **Events** go to an [`EventSink`] in the order of the wire, before any later reply is
+//!   handed over. [`events`] makes a bounded stream of them.
+//! - **The end of the stream** fails every caller at once, with the reason.
+//! - **Dropping the last handle** closes the stream: QEMU serves one client at a time.
+//!
+//! # Limits
+//!
+//! A message may have 64 MiB and 1024 nested brackets ([`Limits`]); beyond that the connection
+//! ends with [`Closed::Violation`]. Typed decoding stops at serde_json's own 128 levels, an
+//! error of that call alone. At most eight commands are in flight, seven beside the
+//! out-of-band lane; the rest wait their turn here, where they can be withdrawn. Of commands
+//! with descriptors one is in flight at a time, since QEMU keeps only the newest set.
+//!
+//! # What this crate does not know
+//!
+//! Which guest it talks to, who holds a job of it, how the stream was made, and how to make a
+//! new one: a closed monitor stays closed. It never retries and never asks twice on its own,
+//! save for the probes above, which change nothing.
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")
+)]
+
+pub mod command;
+mod error;
+mod event;
+mod events;
+mod frame;
+mod message;
+mod monitor;
+mod protocol;
+mod qmp;
+mod shared;
+mod task;
+mod wire;
+
+pub use crate::{
+    command::Command,
+    error::{Blame, Closed, Effect, Error, ErrorClass, ErrorKind},
+    event::{
+        BlockIoError, BlockJob, DevicePath, DumpCompleted, Event, EventSink, GuestFault, JobChange,
+        MemorySize, PortChange, QmpEvent, Shutdown, ShutdownCause, Timestamp,
+    },
+    events::{EventQueue, Events, Notice, events},
+    frame::Limits,
+    monitor::{Monitor, Options},
+    protocol::Counters,
+    qmp::{Deadline, Greeting, Health, Lane, Qmp, Release, Reply, Request, Version},
+    wire::{MAX_FDS, NoFds, Wire},
+};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,1 +1,107 @@
-//! The C ABI between a vmwright daemon and its transport plugins.
+//! The C ABI between a daemon and its transport plugins.
+//!
+//! A transport turns an address into a connected stream socket, and then is out of the way: bytes
+//! flow between daemon and peer without it. It is a table of eight C functions under one symbol, so
+//! it can be written in any language, and this crate never breaks: the table grows at its tail, and
+//! old and new plugins and hosts keep loading each other.
+//!
+//! ```text
+//!  host                              plugin
+//!   │  dial_begin("/run/qmp.sock")     │  makes a socket, starts to connect
+//!   │ ───────────────────────────────► │
+//!   │  dial_step                       │
+//!   │ ───────────────────────────────► │  WAIT: this descriptor, writable; or 2 ms
+//!   │  (waits with its own reactor,    │
+//!   │   up to its own deadline)        │
+//!   │  dial_step                       │
+//!   │ ───────────────────────────────► │  READY: this descriptor is yours
+//!   │  dial_free                       │
+//!   │ ───────────────────────────────► │
+//! ```
+//!
+//! No call blocks and no thread waits: giving up is calling `dial_free` early. Listening works
+//! alike, see [`Listen`].
+//!
+//! # Writing a plugin
+//!
+//! In Rust a plugin is safe code: implement [`Transport`], [`Dial`] and [`Listen`], and export
+//! them.
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use transport_abi::{CannotListen, Dial, Failure, Request, Step, Transport, export_transport};
+//!
+//! /// `echo:` connects to itself: whatever is written comes back.
+//! struct Echo;
+//!
+//! struct Loop(Option<UnixStream>);
+//!
+//! impl Transport for Echo {
+//!     const NAME: &'static str = "echo";
+//!     type Dial = Loop;
+//!     type Listen = CannotListen;
+//!
+//!     fn begin_dial(_request: &Request<'_>) -> Result<Loop, Failure> {
+//!         let (ours, theirs) = UnixStream::pair().map_err(Failure::io("make a socket pair"))?;
+//!         std::thread::spawn(move || std::io::copy(&mut &ours, &mut &ours)); // a plugin may have threads: clause 2.2
+//!         theirs.set_nonblocking(true).map_err(Failure::io("make non-blocking"))?;
+//!         Ok(Loop(Some(theirs)))
+//!     }
+//! }
+//!
+//! impl Dial for Loop {
+//!     fn step(&mut self) -> Result<Step<'_>, Failure> {
+//!         let stream = self.0.take().ok_or_else(|| Failure::new("step a finished dial"))?;
+//!         Ok(Step::Ready(stream.into()))
+//!     }
+//! }
+//!
+//! export_transport!(Echo, "echo");
+//!
+//! assert_eq!(transport_abi::Verified::of(&TABLE).unwrap().name(), "echo");
+//! ```
+//!
+//! With `crate-type = ["cdylib", "rlib"]` this is a file to load and a crate to link. In C the same
+//! is a `const vmw_transport` filled in by hand; `include/vmwright_transport.h` has the types. What
+//! both must keep is the [`contract`].
+//!
+//! # Limits
+//!
+//! Stream sockets only. Names up to 32 bytes, failure texts up to what the host offers. A plugin is
+//! not a security border: it runs with all the rights of the daemon.
+//!
+//! # What this crate does not know
+//!
+//! Files, libraries, runtimes, any transport, and who the host is. It depends on the standard
+//! library alone.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")
+)]
+
+mod export;
+mod layout;
+mod negotiate;
+mod plugin;
+
+pub use layout::{
+    ABI_MAJOR, ABI_MINOR, DialBegin, DialFree, DialStep, Events, Flags, ListenAddress, ListenBegin,
+    ListenFree, ListenStep, MAGIC, RawDial, RawFailure, RawListener, RawProgress, RawRequest,
+    RawText, Status, Table,
+};
+pub use negotiate::{DialFunctions, ListenFunctions, Mismatch, Verified};
+pub use plugin::{
+    Addressing, CannotListen, Dial, Failure, FailureKind, Listen, Request, Step, Transport, Wait,
+};
+
+/// The numbered clauses.
+#[doc = include_str!("contract.md")]
+pub mod contract {}
+
+#[doc(hidden)]
+pub use export::stem_matches;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,150 @@
+//! Assembling a driver: what it connects through, where its guests live, how long things may take.
+
+use std::fmt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use job_core::{Jobs, Limits, Overdue, Scheduler};
+use monitor_qmp::Qmp;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use transport_host::Transports;
+
+use crate::context::{Context, Defaults, WrapJobs, WrapMonitor};
+use crate::driver::Driver;
+use crate::error::{Cause, Error, io};
+use crate::events::Log;
+use crate::process::{Launcher, Plain};
+use crate::registry::Registry;
+
+/// How many things a driver remembers for those who follow it.
+const DRIVER_LOG: usize = 4096;
+
+/// A driver to be. Nothing happens until [`build`](Self::build).
+#[must_use = "nothing happens until it is built"]
+pub struct Builder {
+    transports: Transports,
+    run_dir: PathBuf,
+    qemu: PathBuf,
+    defaults: Defaults,
+    limits: Limits,
+    launcher: Box<dyn Launcher>,
+    wrap_jobs: WrapJobs,
+    wrap_monitor: WrapMonitor,
+}
+
+impl Builder {
+    pub(crate) fn new(transports: Transports, run_dir: PathBuf) -> Self {
+        Self {
+            transports,
+            run_dir,
+            qemu: "qemu-system-x86_64".into(),
+            defaults: Defaults::default(),
+            limits: Limits::default(),
+            launcher: Box::new(Plain),
+            wrap_jobs: Box::new(|scheduler| Arc::new(scheduler.clone())),
+            wrap_monitor: Box::new(|_, monitor| monitor),
+        }
+    }
+
+    /// The QEMU to start guests with, instead of `qemu-system-x86_64` from the path.
+    pub fn qemu(self, qemu: impl Into<PathBuf>) -> Self {
+        Self {
+            qemu: qemu.into(),
+            ..self
+        }
+    }
+
+    /// How long things may take unless a call says otherwise.
+    pub fn defaults(self, defaults: Defaults) -> Self {
+        Self { defaults, ..self }
+    }
+
+    /// How many callers may wait for one domain.
+    pub fn limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Starts QEMU processes in a way of one's own.
+    pub fn launcher(self, launcher: impl Launcher + 'static) -> Self {
+        Self {
+            launcher: Box::new(launcher),
+            ..self
+        }
+    }
+
+    /// Wraps each domain's scheduler: to audit, limit, delay or refuse.
+    pub fn wrap_jobs(
+        self,
+        wrap: impl Fn(&Scheduler) -> Arc<dyn Jobs> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            wrap_jobs: Box::new(wrap),
+            ..self
+        }
+    }
+
+    /// Wraps each monitor, given the domain's name: to audit, allow-list or record.
+    pub fn wrap_monitor(
+        self,
+        wrap: impl Fn(&str, Arc<dyn Qmp>) -> Arc<dyn Qmp> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            wrap_monitor: Box::new(wrap),
+            ..self
+        }
+    }
+
+    /// Builds the driver. Must be called in a tokio runtime. From here on its configuration does not change.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, [`Io`](crate::ErrorKind::Io)
+    /// if it cannot be made.
+    pub fn build(self) -> Result<Driver, Error> {
+        let failed = |cause: Cause| Error::new("build the driver", None, cause);
+        if !self.run_dir.is_absolute() {
+            let text = format!(
+                "the run directory {} is not an absolute path",
+                self.run_dir.display()
+            );
+            return Err(failed(Cause::BadRequest(text)));
+        }
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.run_dir);
+        made.map_err(io("make", &self.run_dir)).map_err(failed)?;
+        let context = Context {
+            transports: self.transports,
+            run_dir: self.run_dir,
+            qemu: self.qemu,
+            defaults: self.defaults,
+            limits: self.limits,
+            launcher: self.launcher,
+            wrap_jobs: self.wrap_jobs,
+            wrap_monitor: self.wrap_monitor,
+            overdue: Overdue::new(),
+            log: Arc::new(Log::new(DRIVER_LOG)),
+            registry: Registry::default(),
+            tracker: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        };
+        context.tracker.spawn(Context::sweep(
+            context.overdue.clone(),
+            context.closing.clone(),
+        ));
+        Ok(Driver::new(Arc::new(context)))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("run_dir", &self.run_dir)
+            .field("qemu", &self.qemu)
+            .finish_non_exhaustive()
+    }
+}

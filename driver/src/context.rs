@@ -1,0 +1,88 @@
+//! What all domains of a driver share. Immutable once built; what changes inside locks itself (R4).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use job_core::{Jobs, Limits, Overdue, Scheduler};
+use monitor_qmp::Qmp;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use transport_host::Transports;
+
+use crate::events::Log;
+use crate::process::Launcher;
+use crate::registry::Registry;
+
+/// How long things may take unless a call says otherwise.
+#[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "any value is valid; built with `..Defaults::default()`"
+)]
+pub struct Defaults {
+    /// A call as a whole: waiting for its job, for orphaned commands, and its commands. 30 s, as libvirt's job wait.
+    pub call: Duration,
+    /// One command of a long operation. 30 s.
+    pub command: Duration,
+    /// The agent's sync. 5 s, as libvirt.
+    pub agent_sync: Duration,
+    /// Starting QEMU up to its greeting, and connecting. 30 s: a host under load starts slowly.
+    pub connect: Duration,
+    /// Ending a guest, whatever it takes. 10 s.
+    pub destroy: Duration,
+    /// Of that, for QEMU to end by itself before it is killed. 3 s.
+    pub terminate: Duration,
+    /// A save, restore or another operation whose length the guest decides. An hour.
+    pub long: Duration,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            call: Duration::from_secs(30),
+            command: Duration::from_secs(30),
+            agent_sync: Duration::from_secs(5),
+            connect: Duration::from_secs(30),
+            destroy: Duration::from_secs(10),
+            terminate: Duration::from_secs(3),
+            long: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Puts a scheduler of one's own choice around, or in place of, a domain's.
+pub(crate) type WrapJobs = Box<dyn Fn(&Scheduler) -> Arc<dyn Jobs> + Send + Sync>;
+/// Puts a monitor of one's own choice around a domain's.
+pub(crate) type WrapMonitor = Box<dyn Fn(&str, Arc<dyn Qmp>) -> Arc<dyn Qmp> + Send + Sync>;
+
+pub(crate) struct Context {
+    pub(crate) transports: Transports,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) qemu: PathBuf,
+    pub(crate) defaults: Defaults,
+    pub(crate) limits: Limits,
+    pub(crate) launcher: Box<dyn Launcher>,
+    pub(crate) wrap_jobs: WrapJobs,
+    pub(crate) wrap_monitor: WrapMonitor,
+    pub(crate) overdue: Overdue,
+    pub(crate) log: Arc<Log>,
+    pub(crate) registry: Registry,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) closing: CancellationToken,
+}
+
+impl Context {
+    /// The driver's one timer: looks at domains that have something overdue, and sleeps for ever while none has.
+    pub(crate) async fn sweep(overdue: Overdue, closing: CancellationToken) {
+        let sweeping = async {
+            loop {
+                overdue.filled().await;
+                sleep(Duration::from_secs(1)).await;
+                overdue.sweep();
+            }
+        };
+        closing.run_until_cancelled(sweeping).await;
+    }
+}

@@ -1,0 +1,296 @@
+//! One domain: its scheduler, its state, the guest that runs in it, and the handle that callers have.
+
+mod live;
+mod reap;
+pub(crate) mod state;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use job_core::{Cleanup, Finished, GoneWhy, Guarded, Holder, Jobs, Label, Scheduler, Snapshot};
+use tokio::sync::watch;
+use tokio::time::timeout_at;
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::error::{Cause, Error};
+use crate::events::{Log, News, Subscription, What};
+use crate::guest::Guest;
+use crate::ops::Deadline;
+pub(crate) use live::{Live, resync};
+pub(crate) use reap::{last_words, reap};
+use state::{Observation, Observed, Run};
+
+/// How many things a domain remembers for those who ask later.
+const DOMAIN_LOG: usize = 256;
+
+/// A handle on one domain. Counted: it stays valid while the domain is removed, and every operation then says so.
+#[derive(Clone)]
+pub struct Domain(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) id: u64,
+    pub(crate) uuid: Uuid,
+    pub(crate) name: Label,
+    pub(crate) context: Arc<Context>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) jobs: Arc<dyn Jobs>,
+    /// What only a job's holder changes.
+    pub(crate) records: Guarded<Records>,
+    observed: watch::Sender<Observed>,
+    live: Mutex<Option<Arc<Live>>>,
+    log: Arc<Log>,
+}
+
+/// Definition and intent.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Records {
+    /// The description the guest is started from; none for one that was attached.
+    pub definition: Option<Guest>,
+    /// The address of its monitor, for one that was attached.
+    pub attached: Option<String>,
+}
+
+/// One row of a list of domains.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Row {
+    /// Its number in this driver.
+    pub id: u64,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: Label,
+    /// What its guest does.
+    pub run: Run,
+    /// Since when.
+    pub since: SystemTime,
+    /// Who holds it: the async job if there is one, else the normal one, else the agent's.
+    pub holder: Option<Holder>,
+}
+
+impl Domain {
+    /// Its number in this driver.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.0.uuid
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// What is known of its guest now. Needs no job and never waits.
+    #[must_use]
+    pub fn observed(&self) -> Observed {
+        self.0.observed.borrow().clone()
+    }
+
+    /// Definition and intent. Needs no job and never waits.
+    #[must_use]
+    pub fn records(&self) -> Arc<Records> {
+        self.0.records.get()
+    }
+
+    /// Who holds the domain, in which phase and command, and who waits at which place. Needs no job and never waits.
+    #[must_use]
+    pub fn jobs(&self) -> Snapshot {
+        self.0.scheduler.snapshot()
+    }
+
+    /// The jobs that have ended, oldest first; the last 32.
+    #[must_use]
+    pub fn history(&self) -> Vec<Finished> {
+        self.0.scheduler.history()
+    }
+
+    /// Asks whichever async job runs to stop. Needs no job: the holder undoes what it did. Yields the job's id.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if none runs, [`TooLate`](crate::ErrorKind::TooLate) past its point of
+    /// return.
+    pub fn cancel_job(&self, by: impl Into<Label>) -> Result<u64, Error> {
+        self.0
+            .scheduler
+            .cancel_async(by)
+            .map_err(|error| self.error("cancel the job of", error))
+    }
+
+    /// Follows what happens to this domain from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        Subscription::from_now(&self.0.log)
+    }
+
+    /// Follows what happens to this domain from that number on; a gap is told.
+    #[must_use]
+    pub fn subscribe_from(&self, sequence: u64) -> Subscription {
+        Subscription::from(&self.0.log, sequence)
+    }
+
+    /// Waits until what is known of the guest satisfies `done`. Needs no job.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) at the deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn wait_for(
+        &self,
+        done: impl FnMut(&Observed) -> bool + Send,
+        deadline: Deadline,
+    ) -> Result<Observed, Error> {
+        let began = Deadline::now();
+        let mut observed = self.0.observed.subscribe();
+        let waiting = observed.wait_for(done);
+        match timeout_at(deadline, waiting).await {
+            Ok(found) => Ok(found
+                .expect("the domain, which sends, is held by this handle")
+                .clone()),
+            Err(_) => Err(self.error(
+                "watch",
+                Cause::TimedOut {
+                    what: "its state",
+                    waited: began.elapsed(),
+                },
+            )),
+        }
+    }
+
+    /// Its line in a list.
+    #[must_use]
+    pub fn row(&self) -> Row {
+        let (run, since) = {
+            let observed = self.0.observed.borrow();
+            (observed.run.clone(), observed.since)
+        };
+        let Snapshot {
+            asynchronous,
+            normal,
+            agent,
+            ..
+        } = self.jobs();
+        let holder = asynchronous.or(normal).or(agent).map(|held| held.holder);
+        Row {
+            id: self.0.id,
+            uuid: self.0.uuid,
+            name: self.0.name.clone(),
+            run,
+            since,
+            holder,
+        }
+    }
+
+    pub(crate) fn error(&self, operation: impl Into<Label>, cause: impl Into<Cause>) -> Error {
+        Error::new(operation, Some(self.0.name.clone()), cause)
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "domain \"{}\" ({})", self.0.name, self.0.uuid)
+    }
+}
+
+impl Inner {
+    pub(crate) fn new(
+        id: u64,
+        name: &str,
+        uuid: Uuid,
+        context: &Arc<Context>,
+        records: Records,
+    ) -> Arc<Self> {
+        let name = Label::from(name.to_owned());
+        let scheduler = Scheduler::with(name.clone(), context.limits, &context.overdue);
+        Arc::new(Self {
+            id,
+            uuid,
+            name,
+            context: context.clone(),
+            jobs: (context.wrap_jobs)(&scheduler),
+            records: Guarded::new(&scheduler, records),
+            scheduler,
+            observed: watch::Sender::new(Observed::new(SystemTime::now())),
+            live: Mutex::new(None),
+            log: Arc::new(Log::new(DOMAIN_LOG)),
+        })
+    }
+
+    /// Takes in what was seen. The only way into the observed state.
+    pub(crate) fn observe(&self, observation: Observation<'_>) {
+        self.observed
+            .send_modify(|observed| observed.apply(observation, SystemTime::now()));
+    }
+
+    pub(crate) fn observed(&self) -> watch::Ref<'_, Observed> {
+        self.observed.borrow()
+    }
+
+    /// Tells those who follow the domain or the driver.
+    pub(crate) fn tell(&self, what: What) {
+        let news = News {
+            uuid: self.uuid,
+            name: self.name.clone(),
+            at: SystemTime::now(),
+            what,
+        };
+        let news = Arc::new(news);
+        self.log.push(news.clone());
+        self.context.log.push(news);
+    }
+
+    /// The guest that runs, or is being started.
+    pub(crate) fn live(&self) -> Option<Arc<Live>> {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts a guest in, if there is none.
+    pub(crate) fn set_live(&self, live: &Arc<Live>) -> Result<(), Cause> {
+        let mut place = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_some() {
+            return Err(Cause::State("a guest runs in it already".into()));
+        }
+        *place = Some(live.clone());
+        Ok(())
+    }
+
+    /// Takes that guest out.
+    pub(crate) fn clear_live(&self, live: &Arc<Live>) {
+        let mut place = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = place.take_if(|found| Arc::ptr_eq(found, live));
+        drop(place);
+        drop(old);
+    }
+
+    /// Ends the generation: all who wait or hold learn that the guest is gone. The clean-up is first in the next one.
+    pub(crate) fn end_generation(&self, generation: u64, why: &GoneWhy) -> Cleanup {
+        let cleanup = self.scheduler.end_generation(why.clone(), "clean-up");
+        self.tell(What::Gone {
+            generation,
+            why: why.clone(),
+        });
+        cleanup
+    }
+
+    /// Where the sockets and the log of its QEMU are.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.context.run_dir.join(self.uuid.to_string())
+    }
+}

@@ -1,0 +1,115 @@
+//! The guest of one generation: its process, its monitor, its agent, and how it is known to end.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use agent_qga::Qga;
+use job_core::GoneWhy;
+use monitor_qmp::{Qmp, command};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::domain::Inner;
+use crate::domain::state::Observation;
+use crate::process::Process;
+
+/// The chardev of the agent's channel, as the command line names it.
+const AGENT_CHARDEV: &str = "agent";
+/// How long the questions after a connect or a silence may take. They hold up nobody.
+const RESYNC: Duration = Duration::from_secs(30);
+
+pub(crate) struct Live {
+    pub(crate) generation: u64,
+    /// QEMU's process, if it is known.
+    pub(crate) process: Option<Process>,
+    /// Whether this driver started it, so that its files are ours.
+    pub(crate) is_ours: bool,
+    monitor: OnceLock<Arc<dyn Qmp>>,
+    agent: OnceLock<Arc<dyn Qga>>,
+    closed: CancellationToken,
+    /// Why it will end, if somebody here decided so.
+    doom: Mutex<Option<GoneWhy>>,
+}
+
+impl Live {
+    pub(crate) fn new(generation: u64, process: Option<Process>, is_ours: bool) -> Self {
+        Self {
+            generation,
+            process,
+            is_ours,
+            monitor: OnceLock::new(),
+            agent: OnceLock::new(),
+            closed: CancellationToken::new(),
+            doom: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn monitor(&self) -> Option<&Arc<dyn Qmp>> {
+        self.monitor.get()
+    }
+
+    pub(crate) fn agent(&self) -> Option<&Arc<dyn Qga>> {
+        self.agent.get()
+    }
+
+    /// Set once, when the monitor has greeted.
+    pub(crate) fn set_monitor(&self, monitor: Arc<dyn Qmp>) {
+        let _known = self.monitor.set(monitor);
+    }
+
+    /// Set once, when the agent's channel is connected.
+    pub(crate) fn set_agent(&self, agent: Arc<dyn Qga>) {
+        let _known = self.agent.set(agent);
+    }
+
+    /// The monitor's connection has ended.
+    pub(crate) fn monitor_closed(&self) {
+        self.closed.cancel();
+    }
+
+    /// Waits until the monitor's connection has ended.
+    pub(crate) async fn wait_monitor_closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// Decides how it ends, before it does. The first decision stands.
+    pub(crate) fn doom(&self, why: GoneWhy) {
+        self.doom
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
+    }
+
+    pub(crate) fn doomed(&self) -> Option<GoneWhy> {
+        self.doom
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Asks QEMU for what no event tells: after connecting, and after a silence. Writes only what is observed, so it needs no
+/// job (R11's exception).
+pub(crate) async fn resync(domain: &Arc<Inner>, live: &Arc<Live>) {
+    if let Err(error) = ask(domain, live).await {
+        warn!(domain = %domain.name, %error, "the guest's state could not be read again");
+    }
+}
+
+async fn ask(domain: &Arc<Inner>, live: &Arc<Live>) -> Result<(), monitor_qmp::Error> {
+    let Some(monitor) = live.monitor() else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + RESYNC;
+    let status = monitor.execute(command::QueryStatus, deadline).await?;
+    domain.observe(Observation::Status(status.status));
+    let channels = monitor.execute(command::QueryChardev, deadline).await?;
+    let agent = channels
+        .iter()
+        .find(|channel| channel.label == AGENT_CHARDEV);
+    if let Some(agent) = agent {
+        domain.observe(Observation::AgentPort(agent.frontend_open));
+    }
+    Ok(())
+}

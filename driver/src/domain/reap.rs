@@ -1,0 +1,161 @@
+//! Notices that a guest ended, whatever ended it, and cleans up after it.
+//!
+//! One task a guest. It learns of the end from the pidfd and from the monitor's end of file, whichever comes first; the
+//! process is believed, since a monitor may be lost while QEMU runs on.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use job_core::{Cleanup, GoneWhy};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::domain::state::Observation;
+use crate::domain::{Inner, Live};
+use crate::process::{Exit, Process};
+
+/// After the monitor's end of file the process is given this long to end too. QEMU closes its sockets while it exits;
+/// measured, the pidfd follows within 2 ms.
+const EXIT_AFTER_EOF: Duration = Duration::from_secs(1);
+/// The clean-up waits for the guards of the old guest, which are evicted after ten seconds.
+const CLEANUP: Duration = Duration::from_secs(60);
+
+/// Follows a guest to its end. `log` is where its QEMU's standard error went, if it is ours.
+pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
+    let closing = domain.context.closing.clone();
+    // A driver that goes away leaves its guests running.
+    let Some((why, is_over)) = closing.run_until_cancelled(end_of(&domain, &live)).await else {
+        return;
+    };
+    info!(domain = %domain.name, generation = live.generation, %why, "guest ended");
+    if is_over {
+        domain.observe(Observation::Ended(why.clone()));
+        let cleanup = domain.end_generation(live.generation, &why);
+        clean_up(&domain, &live, cleanup).await;
+        return;
+    }
+    // Nobody may believe that the guest is gone: its process runs on, and only a destroy ends it now.
+    domain.observe(Observation::Lost);
+    drop(domain.end_generation(live.generation, &why));
+    let Some(process) = &live.process else {
+        // Without a process to watch, the connection was all there was of it.
+        domain.observe(Observation::Ended(why));
+        domain.clear_live(&live);
+        return;
+    };
+    if let Some(exit) = closing.run_until_cancelled(process.exited()).await {
+        let why = live.doomed().unwrap_or_else(|| died(&domain, &live, exit));
+        domain.observe(Observation::Ended(why.clone()));
+        let cleanup = domain.end_generation(live.generation, &why);
+        clean_up(&domain, &live, cleanup).await;
+    }
+}
+
+/// How the guest ended, and whether its process did.
+async fn end_of(domain: &Inner, live: &Live) -> (GoneWhy, bool) {
+    let exited = async |process: &Process| (why(domain, live, process.exited().await), true);
+    match &live.process {
+        Some(process) => tokio::select! {
+            end = exited(process) => end,
+            () = live.wait_monitor_closed() => match timeout(EXIT_AFTER_EOF, exited(process)).await {
+                Ok(end) => end,
+                Err(_) => {
+                    let text = format!("its monitor's connection was lost while QEMU, process {}, runs on", process.pid());
+                    (GoneWhy::Left(text.into()), false)
+                }
+            },
+        },
+        None => {
+            live.wait_monitor_closed().await;
+            let why = live.doomed().or_else(|| {
+                domain
+                    .observed()
+                    .shutdown
+                    .as_ref()
+                    .map(|_| GoneWhy::ShutDown)
+            });
+            let lost = || {
+                GoneWhy::Left("its monitor's connection ended, and its process is not known".into())
+            };
+            (why.unwrap_or_else(lost), false)
+        }
+    }
+}
+
+fn why(domain: &Inner, live: &Live, exit: Exit) -> GoneWhy {
+    if let Some(doom) = live.doomed() {
+        return doom;
+    }
+    let was_told = domain.observed().shutdown.is_some();
+    match exit {
+        Exit::Status(0) | Exit::Unknown if was_told => GoneWhy::ShutDown,
+        exit => died(domain, live, exit),
+    }
+}
+
+fn died(domain: &Inner, live: &Live, exit: Exit) -> GoneWhy {
+    let words = if live.is_ours {
+        last_words(&domain.run_dir())
+    } else {
+        String::new()
+    };
+    let text = if words.is_empty() {
+        format!("QEMU {exit}")
+    } else {
+        format!("QEMU {exit}: {words}")
+    };
+    GoneWhy::Died(text.into())
+}
+
+/// The first job of the next generation: nothing of the old guest is left when it ends.
+async fn clean_up(domain: &Arc<Inner>, live: &Arc<Live>, cleanup: Cleanup) {
+    let job = match cleanup.begin(sleep(CLEANUP)).await {
+        Ok(job) => job,
+        Err(error) => {
+            warn!(domain = %domain.name, %error, "clean-up goes ahead without its job");
+            return finish(domain, live).await;
+        }
+    };
+    finish(domain, live).await;
+    job.finish();
+}
+
+async fn finish(domain: &Arc<Inner>, live: &Arc<Live>) {
+    if live.is_ours {
+        let directory = domain.run_dir();
+        match tokio::fs::remove_dir_all(&directory).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                warn!(domain = %domain.name, directory = %directory.display(), %error, "run directory was not removed");
+            }
+            _ => debug!(domain = %domain.name, "cleaned up"),
+        }
+    }
+    domain.clear_live(live);
+}
+
+/// The end of what QEMU said on its standard error.
+pub(crate) fn last_words(run_dir: &Path) -> String {
+    const ENOUGH: u64 = 1024;
+    let tail = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(run_dir.join("qemu.log"))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
+        let mut tail = Vec::new();
+        file.take(ENOUGH).read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    let tail = tail().unwrap_or_default();
+    let text = String::from_utf8_lossy(&tail);
+    let mut lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .rev()
+        .take(3)
+        .collect();
+    lines.reverse();
+    lines.join("; ")
+}

@@ -1,0 +1,225 @@
+//! The driver: all domains of one daemon. Define, find, list, start, attach, restore, follow, shut down.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::time::timeout_at;
+use uuid::Uuid;
+
+use crate::builder::Builder;
+use crate::context::Context;
+use crate::domain::{Domain, Inner, Records, Row};
+use crate::error::{Cause, Error};
+use crate::events::{Subscription, What};
+use crate::guest::Guest;
+use crate::ops::{Call, Deadline, StartOptions, attach};
+use crate::registry::Taken;
+use crate::save_file::SaveFile;
+
+/// All domains of one daemon. Clones share them.
+///
+/// Dropping the last clone leaves the guests running, and nobody watches them any more; [`shutdown`](Self::shutdown) does
+/// the same in good order.
+#[derive(Clone)]
+pub struct Driver(Arc<Owner>);
+
+/// Ends the driver's tasks with its last handle. The domains hold the context, so that alone would never go.
+struct Owner(Arc<Context>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.closing.cancel();
+        self.0.tracker.close();
+        self.0.registry.clear();
+    }
+}
+
+impl Driver {
+    /// A driver whose guests' sockets and logs live below `run_dir`, and which connects through `transports`.
+    pub fn builder(transports: transport_host::Transports, run_dir: impl Into<PathBuf>) -> Builder {
+        Builder::new(transports, run_dir.into())
+    }
+
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        Self(Arc::new(Owner(context)))
+    }
+
+    /// Makes a guest known. Nothing is started.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](crate::ErrorKind::Invalid), which names the member that makes no sense;
+    /// [`Exists`](crate::ErrorKind::Exists) if its name or uuid is taken.
+    pub fn define(&self, guest: Guest) -> Result<Domain, Error> {
+        let name = guest.name.clone();
+        let failed = |cause: Cause| Error::new("define", Some(name.clone().into()), cause);
+        guest.check().map_err(|error| failed(error.into()))?;
+        if self.context().closing.is_cancelled() {
+            return Err(failed(Cause::ShuttingDown));
+        }
+        let uuid = guest.uuid;
+        let records = Records {
+            definition: Some(guest),
+            attached: None,
+        };
+        let make = |id| Inner::new(id, &name, uuid, self.context(), records);
+        let inner = self
+            .context()
+            .registry
+            .insert(&name, uuid, make)
+            .map_err(|taken| {
+                failed(Cause::Exists(match taken {
+                    Taken::Name => "the name is taken".into(),
+                    Taken::Uuid => format!("the uuid {uuid} is taken"),
+                }))
+            })?;
+        inner.tell(What::Defined);
+        Ok(Domain(inner))
+    }
+
+    /// Makes a guest known and starts it. One that cannot be started is forgotten again.
+    pub fn start(&self, guest: Guest, options: StartOptions) -> Call<Domain> {
+        let driver = self.clone();
+        Call::new(
+            self.context().defaults.connect,
+            move |deadline| async move {
+                let domain = driver.define(guest)?;
+                driver
+                    .or_forget(&domain, domain.start_with(options).until(deadline))
+                    .await?;
+                Ok(domain)
+            },
+        )
+    }
+
+    /// Takes in a guest that somebody else started, by the address of its QMP socket, such as `unix:/run/web/qmp.sock`.
+    ///
+    /// The agent of such a guest is out of reach, and it can be ended but not started again.
+    pub fn attach(&self, target: impl Into<String>) -> Call<Domain> {
+        attach(self.context(), target.into())
+    }
+
+    /// Brings a guest back from the file it was saved to. A domain that is known already, and off, is used; a new one is
+    /// forgotten if it cannot be restored. The file is left, and is not restored from twice.
+    pub fn restore(&self, path: impl Into<PathBuf>) -> Call<Domain> {
+        let (driver, path) = (self.clone(), path.into());
+        Call::new(self.context().defaults.long, move |deadline| async move {
+            let head = {
+                let path = path.clone();
+                let opened = tokio::task::spawn_blocking(move || SaveFile::open(&path)).await;
+                let opened = opened.unwrap_or_else(|error| Err(Cause::Panicked(error.to_string())));
+                opened
+                    .map_err(|cause| Error::new("restore", None, cause))?
+                    .1
+            };
+            match driver
+                .context()
+                .registry
+                .by_uuid(head.guest.uuid)
+                .map(Domain)
+            {
+                Some(domain) => {
+                    domain.restore_from(path).until(deadline).await?;
+                    Ok(domain)
+                }
+                None => {
+                    let domain = driver.define(head.guest)?;
+                    driver
+                        .or_forget(&domain, domain.restore_from(path).until(deadline))
+                        .await?;
+                    Ok(domain)
+                }
+            }
+        })
+    }
+
+    /// The domain of that uuid.
+    #[must_use]
+    pub fn by_uuid(&self, uuid: Uuid) -> Option<Domain> {
+        self.context().registry.by_uuid(uuid).map(Domain)
+    }
+
+    /// The domain of that name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<Domain> {
+        self.context().registry.by_name(name).map(Domain)
+    }
+
+    /// The domain of that number.
+    #[must_use]
+    pub fn by_id(&self, id: u64) -> Option<Domain> {
+        self.context().registry.by_id(id).map(Domain)
+    }
+
+    /// All domains, in the order in which they became known.
+    #[must_use]
+    pub fn domains(&self) -> Vec<Domain> {
+        self.context()
+            .registry
+            .all()
+            .into_iter()
+            .map(Domain)
+            .collect()
+    }
+
+    /// A line for each domain: what it does, since when, who holds it. Asks no guest and waits for nobody.
+    #[must_use]
+    pub fn list(&self) -> Vec<Row> {
+        self.domains().iter().map(Domain::row).collect()
+    }
+
+    /// Follows what happens to all domains from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        Subscription::from_now(&self.context().log)
+    }
+
+    /// Stops in good order: new operations are refused, running ones get until `deadline` to end, guests run on.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) if operations still run at the deadline; they are left to themselves.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it only stops the waiting.
+    pub async fn shutdown(&self, deadline: Deadline) -> Result<(), Error> {
+        let began = Deadline::now();
+        let context = self.context();
+        context.closing.cancel();
+        context.tracker.close();
+        let late = |_| {
+            let cause = Cause::TimedOut {
+                what: "running operations",
+                waited: began.elapsed(),
+            };
+            Error::new("shut the driver down", None, cause)
+        };
+        timeout_at(deadline, context.tracker.wait())
+            .await
+            .map_err(late)
+    }
+
+    /// The same result, and without the domain if it is a failure.
+    async fn or_forget(&self, domain: &Domain, call: Call<()>) -> Result<(), Error> {
+        let result = call.await;
+        if result.is_err() {
+            // It may be shutting down its QEMU still; then it stays, and shows why.
+            let _kept = domain.remove().await;
+        }
+        result
+    }
+
+    fn context(&self) -> &Arc<Context> {
+        &self.0.0
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("run_dir", &self.context().run_dir)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,77 @@
+//! What happened, for those who want to know: the kinds of news, the bounded log, the pump that fills it.
+
+mod log;
+mod pump;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use job_core::{GoneWhy, Kind, Label, Outcome, Progress};
+use uuid::Uuid;
+
+pub(crate) use log::Log;
+pub use log::{Notice, Subscription};
+pub(crate) use pump::Pump;
+
+/// One thing that happened to one domain.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct News {
+    /// The domain.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: Label,
+    /// When, by the daemon's clock; an event of QEMU has QEMU's own timestamp as well.
+    pub at: SystemTime,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum What {
+    /// The domain is known from now on.
+    Defined,
+    /// QEMU was started or found, and its monitor answers.
+    Started {
+        /// The generation of the guest.
+        generation: u64,
+    },
+    /// QEMU told of an event.
+    Qemu(Arc<monitor_qmp::Event>),
+    /// An async job entered a phase.
+    Phase {
+        /// The job's id.
+        job: u64,
+        /// The phase.
+        phase: Label,
+    },
+    /// An async job is that far; at most four times a second.
+    Progress {
+        /// The job's id.
+        job: u64,
+        /// How far.
+        progress: Progress,
+    },
+    /// A job ended.
+    JobEnded {
+        /// The job's id.
+        job: u64,
+        /// What it was.
+        kind: Kind,
+        /// Who opened it.
+        owner: Label,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// The guest is gone.
+    Gone {
+        /// The generation that ended.
+        generation: u64,
+        /// How.
+        why: GoneWhy,
+    },
+    /// The domain was removed.
+    Removed,
+}

@@ -1,0 +1,203 @@
+//! A bounded log with sequence numbers. Readers keep a cursor; one that is too slow is told how much it missed.
+//!
+//! The writer never waits for a reader, and a reader costs no memory.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::Stream;
+use tokio::sync::watch;
+
+use crate::events::News;
+
+/// The last things that happened.
+pub(crate) struct Log {
+    capacity: usize,
+    ring: Mutex<VecDeque<Arc<News>>>,
+    /// How many were ever written, for those who wait for the next.
+    written: watch::Sender<u64>,
+}
+
+/// What a subscriber reads.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Notice {
+    /// Something happened.
+    News {
+        /// Its number; without gaps within one driver or domain.
+        sequence: u64,
+        /// What happened.
+        news: Arc<News>,
+    },
+    /// The subscriber was too slow and missed these: read the state again.
+    Gap {
+        /// How many.
+        missed: u64,
+    },
+}
+
+impl Log {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            ring: Mutex::new(VecDeque::new()),
+            written: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn push(&self, news: Arc<News>) {
+        let oldest = {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            let oldest = if ring.len() == self.capacity {
+                ring.pop_front()
+            } else {
+                None
+            };
+            ring.push_back(news);
+            self.written.send_modify(|written| *written += 1);
+            oldest
+        };
+        drop(oldest);
+    }
+
+    /// Whether the entry at `cursor` is there, or was missed.
+    fn read(&self, cursor: u64) -> Option<Notice> {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = *self.written.borrow();
+        let oldest = written - ring.len() as u64;
+        if cursor < oldest {
+            return Some(Notice::Gap {
+                missed: oldest - cursor,
+            });
+        }
+        let news = ring.get((cursor - oldest) as usize)?.clone();
+        Some(Notice::News {
+            sequence: cursor,
+            news,
+        })
+    }
+}
+
+/// A reader of a log, from its place on. Dropping it costs nobody anything.
+pub struct Subscription {
+    log: Arc<Log>,
+    written: watch::Receiver<u64>,
+    cursor: u64,
+}
+
+impl Subscription {
+    /// Reads what comes after now.
+    pub(crate) fn from_now(log: &Arc<Log>) -> Self {
+        let cursor = *log.written.borrow();
+        Self {
+            log: log.clone(),
+            written: log.written.subscribe(),
+            cursor,
+        }
+    }
+
+    /// Reads from the number `cursor` on, as far as it is still there.
+    pub(crate) fn from(log: &Arc<Log>, cursor: u64) -> Self {
+        Self {
+            cursor,
+            ..Self::from_now(log)
+        }
+    }
+
+    /// The next thing that happened, or how much was missed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Notice {
+        loop {
+            self.written.mark_unchanged();
+            if let Some(notice) = self.log.read(self.cursor) {
+                self.cursor += match &notice {
+                    Notice::News { .. } => 1,
+                    Notice::Gap { missed } => *missed,
+                };
+                return notice;
+            }
+            self.written
+                .changed()
+                .await
+                .expect("the log, which sends, is held by this subscription");
+        }
+    }
+
+    /// The same as a stream, which never ends.
+    pub fn into_stream(self) -> impl Stream<Item = Notice> + Send {
+        futures::stream::unfold(self, |mut subscription| async move {
+            let notice = subscription.next().await;
+            Some((notice, subscription))
+        })
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("cursor", &self.cursor)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::What;
+    use std::time::SystemTime;
+    use uuid::Uuid;
+
+    fn news() -> Arc<News> {
+        Arc::new(News {
+            uuid: Uuid::nil(),
+            name: "d".into(),
+            at: SystemTime::UNIX_EPOCH,
+            what: What::Defined,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_what_it_missed_and_reads_on() {
+        let log = Arc::new(Log::new(3));
+        let mut slow = Subscription::from_now(&log);
+        for _ in 0..5 {
+            log.push(news());
+        }
+        assert!(matches!(slow.next().await, Notice::Gap { missed: 2 }));
+        for expected in 2..5 {
+            assert!(
+                matches!(slow.next().await, Notice::News { sequence, .. } if sequence == expected)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_is_woken_by_the_next_entry() {
+        let log = Arc::new(Log::new(3));
+        let mut reader = Subscription::from_now(&log);
+        let reading = tokio::spawn(async move { reader.next().await });
+        tokio::task::yield_now().await;
+        log.push(news());
+        assert!(matches!(
+            reading.await.unwrap(),
+            Notice::News { sequence: 0, .. }
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_cursor_reads_again_what_is_still_there() {
+        let log = Arc::new(Log::new(3));
+        for _ in 0..3 {
+            log.push(news());
+        }
+        let mut again = Subscription::from(&log, 1);
+        assert!(matches!(
+            again.next().await,
+            Notice::News { sequence: 1, .. }
+        ));
+    }
+}

@@ -1,0 +1,72 @@
+//! From the monitor's reader to the domain's state, its agent and the logs. Called in wire order; never waits.
+
+use std::sync::{Arc, Weak};
+
+use agent_qga::Signal;
+use monitor_qmp::{Closed, Event, EventSink, Health, QmpEvent};
+
+use crate::domain::state::Observation;
+use crate::domain::{Inner, Live, resync};
+use crate::events::What;
+
+/// One connection's sink. Holds the domain weakly: a monitor must not keep a removed domain alive.
+pub(crate) struct Pump {
+    domain: Weak<Inner>,
+    live: Weak<Live>,
+    health: Health,
+}
+
+impl Pump {
+    pub(crate) fn new(domain: &Arc<Inner>, live: &Arc<Live>) -> Self {
+        Self {
+            domain: Arc::downgrade(domain),
+            live: Arc::downgrade(live),
+            health: Health::Ok,
+        }
+    }
+}
+
+impl EventSink for Pump {
+    fn event(&mut self, event: Event) {
+        let (Some(domain), Some(live)) = (self.domain.upgrade(), self.live.upgrade()) else {
+            return;
+        };
+        let typed = event.typed();
+        domain.observe(Observation::Event(&typed));
+        if let (Some(signal), Some(agent)) = (agent_signal(&typed), live.agent()) {
+            agent.note(signal);
+        }
+        domain.tell(What::Qemu(Arc::new(event)));
+    }
+
+    fn health(&mut self, health: Health) {
+        let (Some(domain), Some(live)) = (self.domain.upgrade(), self.live.upgrade()) else {
+            return;
+        };
+        domain.observe(Observation::Health(health));
+        if self.health == Health::Unresponsive && health == Health::Ok {
+            // What happened while QEMU was silent is told by no event.
+            let tracker = domain.context.tracker.clone();
+            tracker.spawn(async move { resync(&domain, &live).await });
+        }
+        self.health = health;
+    }
+
+    fn closed(&mut self, _why: &Closed) {
+        if let Some(live) = self.live.upgrade() {
+            live.monitor_closed();
+        }
+    }
+}
+
+/// What the agent's connection should know of what the monitor saw.
+fn agent_signal(event: &QmpEvent) -> Option<Signal> {
+    match event {
+        QmpEvent::VserportChange(port) if port.open => Some(Signal::PortOpened),
+        QmpEvent::VserportChange(_) => Some(Signal::PortClosed),
+        QmpEvent::Reset(_) => Some(Signal::Reset),
+        QmpEvent::Shutdown(_) => Some(Signal::Shutdown),
+        QmpEvent::Suspend | QmpEvent::SuspendDisk => Some(Signal::Suspended),
+        _ => None,
+    }
+}

@@ -1,0 +1,82 @@
+//! Whether the guest runs, and how much memory it has: query, pause, resume, power down, reset, balloon.
+
+use job_core::JobKind;
+use monitor_qmp::command;
+
+use crate::domain::Domain;
+use crate::error::Error;
+use crate::ops::{Call, Deadline, Op};
+
+impl Domain {
+    /// Asks QEMU what the guest does. [`observed`](Self::observed) has the last known answer without asking.
+    pub fn query_status(&self) -> Call<command::Status> {
+        self.normal("query", JobKind::Query, |mut op| async move {
+            op.monitor()?.execute(command::QueryStatus).await
+        })
+    }
+
+    /// Stops the virtual CPUs. A guest that is paused already stays so.
+    pub fn pause(&self) -> Call<()> {
+        self.normal("pause", JobKind::Suspend, |mut op| async move {
+            op.monitor()?.execute(command::Stop).await?;
+            Ok(())
+        })
+    }
+
+    /// Lets the virtual CPUs run.
+    pub fn resume(&self) -> Call<()> {
+        self.normal("resume", JobKind::Modify, |mut op| async move {
+            op.monitor()?.execute(command::Cont).await?;
+            Ok(())
+        })
+    }
+
+    /// Presses the power button. Whether the guest shuts down is its own decision: follow
+    /// [`wait_for`](Self::wait_for).
+    pub fn powerdown(&self) -> Call<()> {
+        self.normal("powerdown", JobKind::Modify, |mut op| async move {
+            op.monitor()?.execute(command::SystemPowerdown).await?;
+            Ok(())
+        })
+    }
+
+    /// Presses the reset button.
+    pub fn reset(&self) -> Call<()> {
+        self.normal("reset", JobKind::Modify, |mut op| async move {
+            op.monitor()?.execute(command::SystemReset).await?;
+            Ok(())
+        })
+    }
+
+    /// The memory the guest has now, in bytes, by its balloon.
+    pub fn query_memory(&self) -> Call<u64> {
+        self.normal("query-memory", JobKind::Query, |mut op| async move {
+            Ok(op.monitor()?.execute(command::QueryBalloon).await?.actual)
+        })
+    }
+
+    /// Asks the guest to give memory back, or lets it have more, up to what it was defined with. It takes its time, and
+    /// may never do it: follow [`Observed::memory`](crate::Observed::memory).
+    pub fn set_memory(&self, bytes: u64) -> Call<()> {
+        self.normal("set-memory", JobKind::Modify, move |mut op| async move {
+            op.monitor()?
+                .execute(command::Balloon { value: bytes })
+                .await?;
+            Ok(())
+        })
+    }
+
+    /// A call that runs `body` under a normal job, within the default of a call.
+    pub(crate) fn normal<T, F, B>(&self, owner: &'static str, kind: JobKind, body: B) -> Call<T>
+    where
+        B: FnOnce(Op) -> F + Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let domain = self.clone();
+        let limit = self.0.context.defaults.call;
+        Call::new(limit, move |deadline: Deadline| async move {
+            domain.run(owner, kind, deadline, body).await
+        })
+    }
+}

@@ -1,0 +1,337 @@
+//! Starting a guest: QEMU is launched with its sockets, the monitor greets, the agent's channel is connected, the guest
+//! runs. An async job that lets nothing but `Destroy` pass.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use job_core::{AsyncKind, GoneWhy, Guard};
+use monitor_qmp::{Monitor, Qmp, command};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use crate::command_line::{Channels, arguments};
+use crate::domain::state::Observation;
+use crate::domain::{Domain, Live, last_words, reap, resync};
+use crate::error::{Cause, Error, io};
+use crate::events::{Pump, What};
+use crate::guest::{AgentChannel, Guest, Serial};
+use crate::ops::{AsyncOp, Call, Deadline};
+use crate::process::{Launch, Process, number};
+use crate::wire::MonitorWire;
+
+/// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// How a guest is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "any value is valid; built with `..StartOptions::default()`"
+)]
+pub struct StartOptions {
+    /// Whether it stays paused until somebody resumes it.
+    pub paused: bool,
+}
+
+impl Domain {
+    /// Starts the guest and lets it run. It is started when its monitor answers; its system boots after that.
+    pub fn start(&self) -> Call<()> {
+        self.start_with(StartOptions::default())
+    }
+
+    /// Starts the guest.
+    pub fn start_with(&self, options: StartOptions) -> Call<()> {
+        let domain = self.clone();
+        Call::new(
+            self.0.context.defaults.connect,
+            move |deadline| async move {
+                let mask = AsyncKind::Start.default_mask();
+                let work = move |mut op: AsyncOp| async move {
+                    let guest = definition(&op)?;
+                    let live = bring_up(&mut op, &guest, false).await?;
+                    finish(&mut op, &live, !options.paused).await
+                };
+                domain
+                    .run_async("start", AsyncKind::Start, mask, deadline, work)
+                    .await
+            },
+        )
+    }
+}
+
+pub(crate) fn definition(op: &AsyncOp) -> Result<Guest, Error> {
+    let definition = op.domain().records().definition.clone();
+    Ok(definition.ok_or_else(|| {
+        Cause::State("it was attached and has no definition to start from".into())
+    })?)
+}
+
+/// Launches QEMU and connects to it. Whatever fails after the launch ends the process again.
+pub(crate) async fn bring_up(
+    op: &mut AsyncOp,
+    guest: &Guest,
+    incoming: bool,
+) -> Result<Arc<Live>, Error> {
+    op.set_phase("preparing");
+    if op.domain().0.live().is_some() {
+        return Err(Cause::State("a guest runs in it already".into()).into());
+    }
+    let prepared = prepare(op.domain(), guest, incoming).await?;
+    op.check_cancelled()?;
+
+    op.set_phase("launching");
+    let domain = op.domain().clone();
+    let (launch, sockets) = prepared;
+    let program = launch.program.clone();
+    let launched = domain.0.context.launcher.launch(launch).await;
+    let (pid, pidfd) = launched.map_err(io("launch", program))?;
+    let process = Process::watch(pid, pidfd).map_err(io("watch process", pid.to_string()))?;
+    let generation = op.job().generation();
+    let live = Arc::new(Live::new(generation, Some(process), true));
+    domain.0.set_live(&live)?;
+    domain.0.observe(Observation::Launched {
+        generation,
+        pid: Some(pid),
+    });
+    domain
+        .0
+        .context
+        .tracker
+        .spawn(reap(domain.0.clone(), live.clone()));
+
+    op.set_phase("connecting");
+    let connected = tokio::select! {
+        connected = connect(&domain, &live, &sockets, op.deadline()) => connected,
+        exit = live.process.as_ref().expect("it was just launched").exited() => {
+            Err(Cause::Exited { exit, stderr: last_words(&domain.0.run_dir()) }.into())
+        }
+    };
+    match connected {
+        Ok(()) => Ok(live),
+        Err(error) => {
+            give_up(&live);
+            Err(error)
+        }
+    }
+}
+
+/// Ends a guest that could not be brought up. Who waits for it learns how it ended from the reaper.
+pub(crate) fn give_up(live: &Live) {
+    live.doom(GoneWhy::Died(
+        "QEMU was ended since its start failed".into(),
+    ));
+    if let Some(process) = &live.process {
+        // One that cannot be signalled has ended, and the reaper is about to notice.
+        let _ended = process.kill();
+    }
+}
+
+/// Lets the guest run if it should, and tells the world.
+pub(crate) async fn finish(op: &mut AsyncOp, live: &Arc<Live>, run: bool) -> Result<(), Error> {
+    let finished = async {
+        op.check_cancelled()?;
+        let monitor = op.monitor().await?;
+        // Without it a migration's or save's status would have to be asked for instead of being told.
+        let events = vec![command::MigrationCapability::on("events")];
+        monitor
+            .execute(command::MigrateSetCapabilities {
+                capabilities: events,
+            })
+            .await?;
+        if run {
+            monitor.execute(command::Cont).await?;
+        }
+        Ok(())
+    }
+    .await;
+    match finished {
+        Ok(()) => {
+            resync(&op.domain().0, live).await;
+            op.domain().0.tell(What::Started {
+                generation: live.generation,
+            });
+            Ok(())
+        }
+        Err(error) => {
+            give_up(live);
+            Err(error)
+        }
+    }
+}
+
+struct Sockets {
+    monitor: PathBuf,
+    agent: Option<PathBuf>,
+}
+
+/// Opens and binds all that QEMU is given, in the domain's own directory.
+async fn prepare(
+    domain: &Domain,
+    guest: &Guest,
+    incoming: bool,
+) -> Result<(Launch, Sockets), Error> {
+    let directory = domain.0.run_dir();
+    let sockets = Sockets {
+        monitor: directory.join("monitor.sock"),
+        agent: (guest.agent == AgentChannel::Virtio).then(|| directory.join("agent.sock")),
+    };
+    if UnixStream::connect(&sockets.monitor).await.is_ok() {
+        // Never run it twice: the QEMU of a daemon that was killed may still be there.
+        let text = format!(
+            "a QEMU of an earlier daemon runs it; attach to unix:{}",
+            sockets.monitor.display()
+        );
+        return Err(Cause::State(text).into());
+    }
+    let program = domain.0.context.qemu.clone();
+    let guest = guest.clone();
+    let prepared =
+        tokio::task::spawn_blocking(move || open(program, &directory, sockets, &guest, incoming))
+            .await;
+    Ok(prepared.map_err(|error| Cause::Panicked(error.to_string()))??)
+}
+
+fn open(
+    program: PathBuf,
+    directory: &Path,
+    sockets: Sockets,
+    guest: &Guest,
+    incoming: bool,
+) -> Result<(Launch, Sockets), Cause> {
+    let kernel = guest
+        .kernel
+        .iter()
+        .flat_map(|kernel| std::iter::once(&kernel.image).chain(&kernel.initrd));
+    for path in kernel.chain(guest.disks.iter().map(|disk| &disk.path)) {
+        File::open(path).map_err(io("open", path))?;
+    }
+    if directory.exists() {
+        std::fs::remove_dir_all(directory)
+            .map_err(io("remove what an earlier guest left in", directory))?;
+    }
+    DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .map_err(io("make", directory))?;
+
+    let monitor = listen(&sockets.monitor)?;
+    let agent = sockets.agent.as_deref().map(listen).transpose()?;
+    let serial = match &guest.serial {
+        Serial::File(path) => {
+            let opened = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path);
+            Some(OwnedFd::from(opened.map_err(io("open", path))?))
+        }
+        Serial::None => None,
+    };
+    let log = directory.join("qemu.log");
+    let stderr = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&log)
+        .map_err(io("make", &log))?;
+
+    let channels = Channels {
+        monitor: number(&monitor),
+        agent: agent.as_ref().map(number),
+        serial: serial.as_ref().map(number),
+    };
+    let arguments = arguments(guest, channels, incoming);
+    let descriptors = [Some(monitor), agent, serial]
+        .into_iter()
+        .flatten()
+        .collect();
+    Ok((
+        Launch {
+            program,
+            arguments,
+            descriptors,
+            stderr,
+        },
+        sockets,
+    ))
+}
+
+/// A listening socket that QEMU is given: so a connect never races with QEMU's start.
+fn listen(path: &Path) -> Result<OwnedFd, Cause> {
+    let length = path.as_os_str().len();
+    if length > LONGEST_SOCKET_PATH {
+        let text = format!(
+            "{} is {length} bytes long, and a socket's path at most {LONGEST_SOCKET_PATH}: choose a shorter run directory",
+            path.display()
+        );
+        return Err(Cause::BadRequest(text));
+    }
+    let listener = UnixListener::bind(path).map_err(io("listen on", path))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io("protect", path))?;
+    Ok(listener.into())
+}
+
+async fn connect(
+    domain: &Domain,
+    live: &Arc<Live>,
+    sockets: &Sockets,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let target = format!("unix:{}", sockets.monitor.display());
+    connect_monitor(domain, live, &target, deadline).await?;
+    if let Some(agent) = &sockets.agent {
+        let target = format!("unix:{}", agent.display());
+        connect_agent(domain, live, &target, deadline).await?;
+    }
+    Ok(())
+}
+
+/// Connects to the monitor there, negotiates, and follows its events from the first on.
+pub(crate) async fn connect_monitor(
+    domain: &Domain,
+    live: &Arc<Live>,
+    target: &str,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let context = &domain.0.context;
+    let stream = context.transports.dial(target, deadline).await?;
+    let pump = Pump::new(&domain.0, live);
+    let monitor = Monitor::connect(
+        MonitorWire(stream),
+        monitor_qmp::Options::default(),
+        pump,
+        deadline,
+    )
+    .await?;
+    domain
+        .0
+        .observe(Observation::Greeted(monitor.greeting().version.qemu));
+    let monitor: Arc<dyn Qmp> = Arc::new(monitor);
+    live.set_monitor((context.wrap_monitor)(domain.name(), monitor));
+    resync(&domain.0, live).await;
+    Ok(())
+}
+
+/// Connects to the agent's channel there. Does not wait for the agent: its guest has yet to boot.
+pub(crate) async fn connect_agent(
+    domain: &Domain,
+    live: &Arc<Live>,
+    target: &str,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let context = &domain.0.context;
+    let stream = context
+        .transports
+        .dial(
+            target,
+            deadline.min(Instant::now() + context.defaults.connect),
+        )
+        .await?;
+    let options = agent_qga::Options::default().with_sync_limit(context.defaults.agent_sync);
+    live.set_agent(Arc::new(agent_qga::Agent::new(stream, options)));
+    Ok(())
+}

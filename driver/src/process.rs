@@ -1,0 +1,284 @@
+#![expect(
+    unsafe_code,
+    reason = "prepares a child between fork and exec, and watches its pidfd"
+)]
+//! A QEMU process: started in its own session, watched and signalled through its pidfd, never through a number.
+//!
+//! Knows nothing of QEMU's arguments or protocols. [`Launcher`] is the seam for daemons that start processes elsewhere (a
+//! cgroup, a scope); whoever launches hands over a pidfd.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use async_trait::async_trait;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Mutex;
+
+/// A process to be started.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "launchers take it apart")]
+pub struct Launch {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments, without its own name.
+    pub arguments: Vec<OsString>,
+    /// Descriptors the child must find open under the numbers they have here.
+    pub descriptors: Vec<OwnedFd>,
+    /// Where its standard error goes; its standard input and output are `/dev/null`.
+    pub stderr: File,
+}
+
+/// Starts QEMU processes.
+#[async_trait]
+pub trait Launcher: Send + Sync {
+    /// Starts one, so that it outlives this process, and yields its pid and pidfd.
+    ///
+    /// # Errors
+    ///
+    /// What the system said; nothing was started then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the process may have been started. The driver never drops it half way.
+    async fn launch(&self, launch: Launch) -> io::Result<(u32, OwnedFd)>;
+}
+
+/// Starts QEMU as a child in a session of its own, so that a signal to the daemon's group does not reach it.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "has nothing to configure")]
+pub struct Plain;
+
+#[async_trait]
+impl Launcher for Plain {
+    async fn launch(&self, launch: Launch) -> io::Result<(u32, OwnedFd)> {
+        // The fork of a large daemon takes milliseconds, which no other task should wait for.
+        tokio::task::spawn_blocking(move || spawn(launch))
+            .await
+            .map_err(io::Error::other)?
+    }
+}
+
+fn spawn(launch: Launch) -> io::Result<(u32, OwnedFd)> {
+    let Launch {
+        program,
+        arguments,
+        descriptors,
+        stderr,
+    } = launch;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr);
+    let prepare = move || {
+        rustix::process::setsid()?;
+        for descriptor in &descriptors {
+            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing, so it cannot meet a lock
+    // that another thread held at the fork.
+    unsafe { command.pre_exec(prepare) };
+    let child = command.spawn()?;
+    // Nobody has waited for the child yet, so its pid cannot have been given to another process.
+    let pidfd = rustix::process::pidfd_open(pid(child.id())?, PidfdFlags::empty())?;
+    Ok((child.id(), pidfd))
+}
+
+fn pid(number: u32) -> io::Result<Pid> {
+    i32::try_from(number)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other(format!("{number} is no process id")))
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exit {
+    /// It exited with that status.
+    Status(i32),
+    /// That signal killed it.
+    Signal(i32),
+    /// It is not our child, so only its parent knows.
+    Unknown,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "exited with status {status}"),
+            Self::Signal(signal) => write!(f, "was killed by signal {signal}"),
+            Self::Unknown => f.write_str("ended"),
+        }
+    }
+}
+
+/// A process that is watched through its pidfd. Dropping it neither ends nor reaps the process.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: AsyncFd<OwnedFd>,
+    exit: Mutex<Option<Exit>>,
+}
+
+impl Process {
+    /// Watches a process through its pidfd. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// What the system said when the descriptor was to be watched.
+    pub fn watch(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, moved in, and the same until the `AsyncFd` that owns it is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        let pidfd = registered.map_err(|error| error.into_parts().1)?;
+        Ok(Self {
+            pid,
+            pidfd,
+            exit: Mutex::new(None),
+        })
+    }
+
+    /// Watches a process that somebody else started, if `is_it` still holds once its pidfd is open: a pid that was
+    /// reused before cannot be mistaken then.
+    ///
+    /// # Errors
+    ///
+    /// What the system said; [`io::ErrorKind::NotFound`] if `is_it` does not hold.
+    pub fn adopt(number: u32, is_it: impl FnOnce(u32) -> bool) -> io::Result<Self> {
+        let pidfd = rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())?;
+        if !is_it(number) {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("process {number} is another one"),
+            ));
+        }
+        Self::watch(number, pidfd)
+    }
+
+    /// Its process id, for people. It is reused once the process was reaped.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it ended, and reaps it if it is our child.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn exited(&self) -> Exit {
+        // The pidfd of an ended process stays readable, so an error here can only mean that the runtime shuts down.
+        let _ready = self.pidfd.readable().await;
+        let mut exit = self.exit.lock().await;
+        *exit.get_or_insert_with(|| self.reap())
+    }
+
+    fn reap(&self) -> Exit {
+        match rustix::process::waitid(
+            WaitId::PidFd(self.pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        ) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(status), _) => Exit::Status(status),
+                (None, Some(signal)) => Exit::Signal(signal),
+                (None, None) => Exit::Unknown,
+            },
+            Ok(None) | Err(_) => Exit::Unknown,
+        }
+    }
+
+    /// Asks it to end (`SIGTERM`). One that has ended is no error.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Kills it (`SIGKILL`). One that has ended is no error.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub fn kill(&self) -> io::Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(self.pidfd.get_ref(), signal) {
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// The number under which a child finds a descriptor that is passed to it.
+pub(crate) fn number(descriptor: &OwnedFd) -> i32 {
+    descriptor.as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Launch {
+        Launch {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            descriptors: Vec::new(),
+            stderr: File::options().write(true).open("/dev/null").unwrap(),
+        }
+    }
+
+    async fn launched(launch: Launch) -> Process {
+        let (pid, pidfd) = Plain.launch(launch).await.unwrap();
+        Process::watch(pid, pidfd).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_exit_status_is_known_to_all_who_wait() {
+        let process = launched(sh("exit 7")).await;
+        let both = tokio::join!(process.exited(), process.exited());
+        assert_eq!(both, (Exit::Status(7), Exit::Status(7)));
+        process.kill().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_killed_process_says_by_which_signal() {
+        let process = launched(sh("exec sleep 60")).await;
+        process.kill().unwrap();
+        assert_eq!(process.exited().await, Exit::Signal(9));
+    }
+
+    #[tokio::test]
+    async fn a_child_finds_the_descriptors_it_was_given_and_no_others() {
+        let (read, write) = std::io::pipe().unwrap();
+        let write = OwnedFd::from(write);
+        let script = format!("echo given > /proc/self/fd/{}", number(&write));
+        let process = launched(Launch {
+            descriptors: vec![write],
+            ..sh(&script)
+        })
+        .await;
+        assert_eq!(process.exited().await, Exit::Status(0));
+        assert_eq!(std::io::read_to_string(read).unwrap(), "given\n");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_not_the_one_meant_is_not_adopted() {
+        let error = Process::adopt(std::process::id(), |_| false).expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,188 @@
+//! Disks: what there is, how it does, adding and removing nodes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{command, open_enum};
+
+/// The devices that have a disk.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct QueryBlock;
+command!(QueryBlock, "query-block", Vec<BlockDevice>);
+
+/// One of [`QueryBlock`].
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockDevice {
+    /// The backend's name; empty for one made by `-blockdev`.
+    pub device: String,
+    /// The device's id or QOM path.
+    pub qdev: Option<String>,
+    /// Whether its medium can be removed.
+    pub removable: bool,
+    /// Whether the guest locked the medium.
+    pub locked: bool,
+    /// What is in it.
+    pub inserted: Option<BlockNode>,
+    /// Whether the tray is open.
+    #[serde(rename = "tray_open")]
+    pub tray_open: Option<bool>,
+    /// How its I/O does.
+    pub io_status: Option<IoStatus>,
+}
+
+open_enum! {
+    /// How I/O does.
+    pub enum IoStatus {
+        Ok = "ok",
+        Failed = "failed",
+        NoSpace = "nospace",
+    }
+}
+
+/// The nodes of the block layer.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct QueryNamedBlockNodes {
+    /// Leaves the images behind the images out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flat: Option<bool>,
+}
+command!(
+    QueryNamedBlockNodes,
+    "query-named-block-nodes",
+    Vec<BlockNode>
+);
+
+/// A node of the block layer.
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+pub struct BlockNode {
+    /// Its file.
+    pub file: String,
+    /// Its name.
+    #[serde(rename = "node-name")]
+    pub node_name: Option<String>,
+    /// Whether it is read-only.
+    pub ro: bool,
+    /// The driver, as `qcow2`.
+    pub drv: String,
+    /// The file behind it.
+    pub backing_file: Option<String>,
+    /// Its image.
+    pub image: Image,
+    /// An event is sent for a write beyond so many bytes; 0 is off.
+    #[serde(default)]
+    pub write_threshold: u64,
+}
+
+/// The image of a [`BlockNode`].
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+#[serde(rename_all = "kebab-case")]
+pub struct Image {
+    /// Its file.
+    pub filename: String,
+    /// Its format.
+    pub format: String,
+    /// Bytes that the guest sees.
+    pub virtual_size: u64,
+    /// Bytes that it takes on the host.
+    pub actual_size: Option<u64>,
+    /// The image behind it.
+    pub backing_image: Option<Box<Self>>,
+}
+
+/// What was read and written.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
+#[serde(rename_all = "kebab-case")]
+pub struct QueryBlockstats {
+    /// By node, not by device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_nodes: Option<bool>,
+}
+command!(QueryBlockstats, "query-blockstats", Vec<BlockStats>);
+
+/// One of [`QueryBlockstats`].
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockStats {
+    /// The backend's name.
+    pub device: Option<String>,
+    /// The device's id or QOM path.
+    pub qdev: Option<String>,
+    /// The node's name.
+    pub node_name: Option<String>,
+    /// The counters.
+    pub stats: BlockCounters,
+}
+
+/// The counters of [`BlockStats`], since the device was made.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockCounters {
+    /// Bytes read.
+    pub rd_bytes: u64,
+    /// Bytes written.
+    pub wr_bytes: u64,
+    /// Reads.
+    pub rd_operations: u64,
+    /// Writes.
+    pub wr_operations: u64,
+    /// Flushes.
+    pub flush_operations: u64,
+    /// Nanoseconds spent on reads.
+    pub rd_total_time_ns: u64,
+    /// Nanoseconds spent on writes.
+    pub wr_total_time_ns: u64,
+    /// Nanoseconds spent on flushes.
+    pub flush_total_time_ns: u64,
+    /// The highest byte written.
+    pub wr_highest_offset: u64,
+}
+
+/// Adds a node.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevAdd {
+    /// Its driver.
+    pub driver: String,
+    /// Its name.
+    pub node_name: String,
+    /// What the driver wants besides.
+    #[serde(flatten)]
+    pub options: Map<String, Value>,
+}
+command!(BlockdevAdd, "blockdev-add");
+
+impl BlockdevAdd {
+    /// A node without options.
+    #[must_use]
+    pub fn new(driver: impl Into<String>, node_name: impl Into<String>) -> Self {
+        Self {
+            driver: driver.into(),
+            node_name: node_name.into(),
+            options: Map::new(),
+        }
+    }
+
+    /// Adds an option.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.options.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// Removes a node.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevDel {
+    /// Its name.
+    pub node_name: String,
+}
+command!(BlockdevDel, "blockdev-del");

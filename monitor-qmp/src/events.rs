@@ -1,0 +1,380 @@
+//! A bounded queue of events for those who want a stream instead of a sink.
+//!
+//! Knows nothing of the connection. Past its limit it keeps the newest event of each device or
+//! job and says how many it left out and where, so that a slow reader knows when to look anew.
+//! What ends something is left out last.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures::Stream;
+use serde::Deserialize;
+
+use crate::{
+    error::Closed,
+    event::{Event, EventSink},
+};
+
+/// Makes a sink and the stream that it feeds.
+///
+/// Holds about `capacity` events. At the limit an event replaces the older one of the same
+/// name and device, job or id; where there is none, the oldest that ends nothing is left out.
+/// Events that end something (a shutdown, a deleted device, a finished job or migration) are
+/// left out only when `capacity` of those alone wait as well.
+#[must_use]
+pub fn events(capacity: usize) -> (EventQueue, Events) {
+    let shared = Arc::new(Mutex::new(Queue {
+        capacity: capacity.max(1),
+        hasher: RandomState::new(),
+        entries: BTreeMap::new(),
+        newest: HashMap::new(),
+        lasting: 0,
+        next: 0,
+        missed: 0,
+        closed: None,
+        abandoned: false,
+        waker: None,
+    }));
+    (EventQueue(Arc::clone(&shared)), Events(shared))
+}
+
+/// The sink that feeds [`Events`]. Dropping it without [`EventSink::closed`] ends the stream.
+pub struct EventQueue(Arc<Mutex<Queue>>);
+
+/// The stream of a connection's events; its last item is [`Notice::Closed`].
+pub struct Events(Arc<Mutex<Queue>>);
+
+/// What [`Events`] yields.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Notice {
+    /// An event.
+    Event(Event),
+    /// So many events were left out before the next one: look at the state anew.
+    Gap(u64),
+    /// The connection ended.
+    Closed(Closed),
+}
+
+struct Queue {
+    capacity: usize,
+    hasher: RandomState,
+    entries: BTreeMap<u64, Entry>,
+    /// The newest entry of each subject.
+    newest: HashMap<u64, u64>,
+    /// Entries that end something.
+    lasting: usize,
+    next: u64,
+    /// Left out since the reader was last told.
+    missed: u64,
+    closed: Option<Closed>,
+    abandoned: bool,
+    waker: Option<Waker>,
+}
+
+struct Entry {
+    event: Event,
+    subject: u64,
+    lasting: bool,
+}
+
+/// Whatever an event may name its subject by, and what tells an end.
+#[derive(Deserialize, Default, Hash)]
+#[serde(default, rename_all = "kebab-case")]
+struct Subject {
+    device: Option<String>,
+    id: Option<String>,
+    path: Option<String>,
+    qom_path: Option<String>,
+    node_name: Option<String>,
+    status: Option<String>,
+}
+
+impl Queue {
+    fn push(&mut self, event: Event) {
+        let mut named: Subject = event.decode().unwrap_or_default();
+        let lasting = ends_something(&event.name, named.status.as_deref());
+        // A later status of the same subject takes the place of an earlier one, save of an end.
+        named.status = None;
+        let subject = self.hasher.hash_one((&event.name, &named, lasting));
+
+        if self.entries.len() >= self.capacity {
+            if let Some(&older) = self.newest.get(&subject) {
+                self.remove(older);
+                self.missed += 1;
+            } else if !lasting || self.lasting >= self.capacity {
+                self.leave_one_out(lasting);
+            } else if self.entries.len() > self.lasting {
+                self.leave_one_out(false);
+            }
+        }
+        self.newest.insert(subject, self.next);
+        self.lasting += usize::from(lasting);
+        self.entries.insert(
+            self.next,
+            Entry {
+                event,
+                subject,
+                lasting,
+            },
+        );
+        self.next += 1;
+    }
+
+    /// Leaves out the oldest event that has a newer one of its subject behind it, else the
+    /// oldest; of those that end something only if `lasting`.
+    fn leave_one_out(&mut self, lasting: bool) {
+        let allowed = || {
+            self.entries
+                .iter()
+                .filter(|(_, entry)| lasting || !entry.lasting)
+        };
+        let superseded = allowed().find(|(place, entry)| self.newest[&entry.subject] != **place);
+        if let Some(place) = superseded
+            .or_else(|| allowed().next())
+            .map(|(place, _)| *place)
+        {
+            self.remove(place);
+            self.missed += 1;
+        }
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        let place = *self.entries.first_key_value()?.0;
+        self.remove(place)
+    }
+
+    fn remove(&mut self, place: u64) -> Option<Event> {
+        let entry = self.entries.remove(&place)?;
+        self.lasting -= usize::from(entry.lasting);
+        if self.newest.get(&entry.subject) == Some(&place) {
+            self.newest.remove(&entry.subject);
+        }
+        Some(entry.event)
+    }
+}
+
+fn ends_something(name: &str, status: Option<&str>) -> bool {
+    match name {
+        "SHUTDOWN"
+        | "GUEST_PANICKED"
+        | "DEVICE_DELETED"
+        | "DEVICE_UNPLUG_GUEST_ERROR"
+        | "BLOCK_JOB_COMPLETED"
+        | "BLOCK_JOB_CANCELLED"
+        | "DUMP_COMPLETED" => true,
+        "JOB_STATUS_CHANGE" => matches!(status, Some("concluded" | "null")),
+        "MIGRATION" => matches!(status, Some("completed" | "failed" | "cancelled")),
+        _ => false,
+    }
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl EventQueue {
+    fn change(&self, change: impl FnOnce(&mut Queue)) {
+        let mut queue = lock(&self.0);
+        change(&mut queue);
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl EventSink for EventQueue {
+    fn event(&mut self, event: Event) {
+        self.change(|queue| queue.push(event));
+    }
+
+    fn closed(&mut self, why: &Closed) {
+        self.change(|queue| queue.closed = Some(why.clone()));
+    }
+}
+
+impl Drop for EventQueue {
+    fn drop(&mut self) {
+        self.change(|queue| queue.abandoned = true);
+    }
+}
+
+impl Stream for Events {
+    type Item = Notice;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Notice>> {
+        let mut queue = lock(&self.0);
+        if queue.missed > 0 {
+            return Poll::Ready(Some(Notice::Gap(std::mem::take(&mut queue.missed))));
+        }
+        if let Some(event) = queue.pop() {
+            return Poll::Ready(Some(Notice::Event(event)));
+        }
+        if let Some(why) = queue.closed.take() {
+            return Poll::Ready(Some(Notice::Closed(why)));
+        }
+        if queue.abandoned {
+            return Poll::Ready(None);
+        }
+        queue.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl fmt::Debug for EventQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventQueue").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt as _, StreamExt as _};
+    use serde_json::{Value, json, value::to_raw_value};
+
+    use super::*;
+    use crate::event::Timestamp;
+
+    fn feed(queue: &mut EventQueue, name: &str, data: Value) {
+        queue.event(Event {
+            name: name.to_owned(),
+            data: Some(to_raw_value(&data).unwrap()),
+            timestamp: Timestamp::default(),
+            sequence: 0,
+        });
+    }
+
+    /// All that is there, as text; gaps as `-n`.
+    fn drain(stream: &mut Events) -> Vec<String> {
+        let mut seen = Vec::new();
+        while let Some(Some(notice)) = stream.next().now_or_never() {
+            seen.push(match notice {
+                Notice::Event(event) => format!("{} {}", event.name, event.data.unwrap().get()),
+                Notice::Gap(missed) => format!("-{missed}"),
+                Notice::Closed(why) => why.to_string(),
+            });
+        }
+        seen
+    }
+
+    #[test]
+    fn a_slow_reader_gets_the_newest_of_each_subject_and_the_gap() {
+        let (mut queue, mut stream) = events(3);
+        for offset in 0..1000 {
+            feed(&mut queue, "RTC_CHANGE", json!({"offset": offset}));
+        }
+        feed(
+            &mut queue,
+            "VSERPORT_CHANGE",
+            json!({"id": "a", "open": true}),
+        );
+        feed(
+            &mut queue,
+            "VSERPORT_CHANGE",
+            json!({"id": "b", "open": true}),
+        );
+        feed(
+            &mut queue,
+            "VSERPORT_CHANGE",
+            json!({"id": "a", "open": false}),
+        );
+        assert_eq!(
+            drain(&mut stream),
+            [
+                "-1000",
+                r#"RTC_CHANGE {"offset":999}"#,
+                r#"VSERPORT_CHANGE {"id":"b","open":true}"#,
+                r#"VSERPORT_CHANGE {"id":"a","open":false}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn what_ends_something_outlives_any_flood() {
+        let (mut queue, mut stream) = events(4);
+        feed(
+            &mut queue,
+            "JOB_STATUS_CHANGE",
+            json!({"id": "j", "status": "concluded"}),
+        );
+        feed(&mut queue, "MIGRATION", json!({"status": "completed"}));
+        feed(
+            &mut queue,
+            "DEVICE_DELETED",
+            json!({"device": "d", "path": "/d"}),
+        );
+        for n in 0..1000 {
+            feed(&mut queue, "MIGRATION", json!({"status": "active"}));
+            feed(
+                &mut queue,
+                "JOB_STATUS_CHANGE",
+                json!({"id": n, "status": "running"}),
+            );
+            feed(
+                &mut queue,
+                "BLOCK_IO_ERROR",
+                json!({"device": format!("d{n}")}),
+            );
+        }
+        feed(&mut queue, "SHUTDOWN", json!({"guest": true}));
+        let seen = drain(&mut stream);
+        for kept in [
+            "\"concluded\"",
+            "\"completed\"",
+            "DEVICE_DELETED",
+            "SHUTDOWN",
+        ] {
+            assert!(
+                seen.iter().any(|entry| entry.contains(kept)),
+                "{kept} is not in {seen:?}"
+            );
+        }
+        assert!(seen.len() <= 6, "{seen:?}");
+    }
+
+    #[test]
+    fn memory_is_bounded_even_by_endings() {
+        let (mut queue, mut stream) = events(10);
+        for n in 0..1000 {
+            feed(
+                &mut queue,
+                "DEVICE_DELETED",
+                json!({"path": format!("/{n}")}),
+            );
+            feed(&mut queue, "RTC_CHANGE", json!({"offset": n}));
+        }
+        let seen = drain(&mut stream);
+        assert!(seen.len() <= 2 * 10 + 1, "{} entries", seen.len());
+        assert!(seen.iter().any(|entry| entry.contains("/999")), "{seen:?}");
+    }
+
+    #[test]
+    fn a_reader_that_keeps_up_misses_nothing() {
+        let (mut queue, mut stream) = events(2);
+        for offset in 0..100 {
+            feed(&mut queue, "RTC_CHANGE", json!({"offset": offset}));
+            assert_eq!(
+                drain(&mut stream),
+                [format!("RTC_CHANGE {{\"offset\":{offset}}}")]
+            );
+        }
+        queue.closed(&Closed::EndOfStream);
+        drop(queue);
+        assert_eq!(drain(&mut stream), ["QEMU closed the connection"]);
+        assert!(stream.next().now_or_never().unwrap().is_none());
+    }
+}

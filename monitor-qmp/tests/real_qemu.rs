@@ -1,0 +1,758 @@
+//! The same client against a real QEMU: a fake proves the odd cases, QEMU proves the fake.
+//!
+//! Runs `qemu-system-x86_64 -M none`, found by `VMWRIGHT_QEMU` or in `PATH`. Without one every
+//! test is reported as ignored, with the reason.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+use std::{
+    collections::BTreeSet,
+    env,
+    fs::File,
+    future::Future,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::{Child, Command as Process, Stdio},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, future::join_all};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use monitor_qmp::{
+    Closed, Command, Deadline, Effect, ErrorClass, ErrorKind, Events, Health, Monitor, NoFds,
+    Notice, Options, QmpEvent, command::*, events,
+};
+use serde_json::{Value, json};
+use tests::fault::{Faults, Faulty};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    time::Instant,
+};
+
+/// A deadline that a working QEMU never meets, even on a loaded machine.
+fn soon() -> Deadline {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn main() -> std::process::ExitCode {
+    let qemu = find_qemu();
+    let tests = vec![
+        trial("typed_replies_fit", &qemu, typed_replies_fit),
+        trial(
+            "every_typed_command_exists_in_the_schema",
+            &qemu,
+            commands_exist,
+        ),
+        trial(
+            "run_state_events_precede_replies",
+            &qemu,
+            events_precede_replies,
+        ),
+        trial("many_in_flight_are_answered_right", &qemu, many_in_flight),
+        trial(
+            "out_of_band_overtakes_a_full_window",
+            &qemu,
+            out_of_band_overtakes,
+        ),
+        trial(
+            "a_rescue_passes_a_crowd_held_up_by_another_monitor",
+            &qemu,
+            rescue_passes,
+        ),
+        trial("dropped_calls_disturb_no_other", &qemu, dropped_calls),
+        trial(
+            "split_and_delayed_bytes_carry_the_conversation",
+            &qemu,
+            split_bytes,
+        ),
+        trial("refusals_keep_their_class", &qemu, refusals),
+        trial("descriptors_arrive_with_their_commands", &qemu, descriptors),
+        trial("a_second_client_is_told_of_the_first", &qemu, second_client),
+        trial("the_last_handle_frees_the_slot", &qemu, slot_is_freed),
+        trial(
+            "a_stopped_qemu_is_unresponsive_and_recovers",
+            &qemu,
+            stopped_qemu,
+        ),
+        trial(
+            "a_late_reply_to_a_former_client_reaches_nobody",
+            &qemu,
+            former_client,
+        ),
+        trial("a_killed_qemu_fails_every_caller", &qemu, killed_qemu),
+        trial("quit_answers_and_tells_why_before_the_end", &qemu, quit),
+        trial("qemu_answers_garbage_without_an_id", &qemu, garbage),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}
+
+/// A QEMU that ends with the test.
+struct Qemu {
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Qemu {
+    fn start(binary: &PathBuf) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::new(binary)
+            .args([
+                "-M",
+                "none",
+                "-S",
+                "-display",
+                "none",
+                "-nodefaults",
+                "-no-user-config",
+            ])
+            .args(["-qmp", "unix:qmp,server=on,wait=off"])
+            .args(["-qmp", "unix:other,server=on,wait=off"])
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, folder }
+    }
+
+    async fn dial(&self) -> UnixStream {
+        self.dial_at("qmp").await
+    }
+
+    async fn dial_at(&self, name: &str) -> UnixStream {
+        let path = self.folder.path().join(name);
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => return stream,
+                Err(error) if Instant::now() > end => panic!("cannot reach QEMU: {error}"),
+                // QEMU makes its socket when it is ready, and nothing tells when that is.
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    async fn connect(&self) -> Monitor {
+        Monitor::connect(self.dial().await, Options::default(), (), soon())
+            .await
+            .unwrap()
+    }
+
+    async fn connect_with_events(&self) -> (Monitor, Events) {
+        let (queue, stream) = events(256);
+        let wire = self.dial().await;
+        (
+            Monitor::connect(wire, Options::default(), queue, soon())
+                .await
+                .unwrap(),
+            stream,
+        )
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Process::new("kill")
+            .arg(name)
+            .arg(self.process.id().to_string())
+            .status();
+        assert!(sent.unwrap().success(), "cannot send {name}");
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn find_qemu() -> Option<PathBuf> {
+    if let Some(given) = env::var_os("VMWRIGHT_QEMU") {
+        return Some(given.into());
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join("qemu-system-x86_64"))
+        .find(|file| file.is_file())
+}
+
+fn trial<F>(name: &str, binary: &Option<PathBuf>, test: fn(Qemu) -> F) -> Trial
+where
+    F: Future<Output = ()> + 'static,
+{
+    let binary = binary.clone();
+    Trial::ignorable_test(name, move || {
+        let Some(binary) = binary else {
+            return Ok(Completion::ignored_with(
+                "no qemu-system-x86_64; set VMWRIGHT_QEMU",
+            ));
+        };
+        let runtime = tokio::runtime::Runtime::new().map_err(Failed::from)?;
+        runtime.block_on(test(Qemu::start(&binary)));
+        Ok(Completion::Completed)
+    })
+}
+
+async fn typed_replies_fit(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    assert!(monitor.has_oob());
+    let status = monitor.execute(QueryStatus, soon()).await.unwrap();
+    assert_eq!(
+        (status.running, status.status),
+        (false, RunState::PreLaunch)
+    );
+    let version = monitor.execute(QueryVersion, soon()).await.unwrap();
+    assert_eq!(version.qemu, monitor.greeting().version.qemu);
+    assert_eq!(monitor.execute(QueryName, soon()).await.unwrap().name, None);
+    assert!(
+        monitor
+            .execute(QueryUuid, soon())
+            .await
+            .unwrap()
+            .uuid
+            .starts_with("00000000-")
+    );
+    assert!(monitor.execute(QueryCommands, soon()).await.unwrap().len() > 100);
+    assert!(
+        monitor
+            .execute(QueryCpusFast, soon())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        monitor
+            .execute(QueryBlock, soon())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(monitor.execute(QueryJobs, soon()).await.unwrap().is_empty());
+    assert!(
+        monitor
+            .execute(QueryBlockJobs, soon())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(
+        monitor
+            .execute(QueryFdsets, soon())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        monitor.execute(QueryMigrate, soon()).await.unwrap().status,
+        None
+    );
+    assert_eq!(
+        monitor.execute(QueryDump, soon()).await.unwrap().status,
+        DumpStatus::None
+    );
+    let chardevs = monitor.execute(QueryChardev, soon()).await.unwrap();
+    assert!(
+        chardevs
+            .iter()
+            .any(|chardev| chardev.filename.starts_with("unix:"))
+    );
+    let capabilities = monitor
+        .execute(QueryMigrateCapabilities, soon())
+        .await
+        .unwrap();
+    assert!(
+        capabilities
+            .iter()
+            .any(|capability| capability.capability == "events")
+    );
+
+    let add = BlockdevAdd::new("null-co", "n0")
+        .with("size", 1 << 20)
+        .with("read-zeroes", true);
+    monitor.execute(add, soon()).await.unwrap();
+    let nodes = monitor
+        .execute(QueryNamedBlockNodes::default(), soon())
+        .await
+        .unwrap();
+    assert_eq!(
+        (nodes[0].drv.as_str(), nodes[0].image.virtual_size),
+        ("null-co", 1 << 20)
+    );
+    let mut query = QueryBlockstats::default();
+    query.query_nodes = Some(true);
+    assert_eq!(
+        monitor.execute(query, soon()).await.unwrap()[0]
+            .stats
+            .rd_bytes,
+        0
+    );
+    monitor
+        .execute(
+            BlockdevDel {
+                node_name: "n0".to_owned(),
+            },
+            soon(),
+        )
+        .await
+        .unwrap();
+
+    let object = ObjectAdd::new("iothread").with("id", "io0");
+    monitor.execute(object, soon()).await.unwrap();
+    let path = || "/objects/io0".to_owned();
+    let property = || "poll-max-ns".to_owned();
+    let set = QomSet {
+        path: path(),
+        property: property(),
+        value: json!(5),
+    };
+    monitor.execute(set, soon()).await.unwrap();
+    let got = monitor
+        .execute(
+            QomGet {
+                path: path(),
+                property: property(),
+            },
+            soon(),
+        )
+        .await
+        .unwrap();
+    assert_eq!(got.get(), "5");
+    monitor
+        .execute(ObjectDel::new("io0"), soon())
+        .await
+        .unwrap();
+
+    let mut parameters = MigrateSetParameters::default();
+    parameters.downtime_limit = Some(200);
+    parameters.tls_creds = Some(String::new());
+    monitor.execute(parameters, soon()).await.unwrap();
+    let capabilities = vec![MigrationCapability::on("events")];
+    monitor
+        .execute(MigrateSetCapabilities { capabilities }, soon())
+        .await
+        .unwrap();
+    let text = monitor
+        .execute(HumanMonitorCommand::new("info version"), soon())
+        .await
+        .unwrap();
+    assert!(text.starts_with(&version.qemu.to_string()), "{text}");
+    let own_socket = |instance: &YankInstance| matches!(instance, YankInstance::Chardev { .. });
+    assert!(
+        monitor
+            .execute_oob(QueryYank, soon())
+            .await
+            .unwrap()
+            .iter()
+            .any(own_socket)
+    );
+    let raw = monitor
+        .execute_raw("query-status", Value::Null, soon())
+        .await
+        .unwrap();
+    assert_eq!(raw["status"], "prelaunch");
+}
+
+async fn commands_exist(qemu: Qemu) {
+    fn facts<C: Command>() -> (&'static str, bool) {
+        (C::NAME, C::OOB)
+    }
+    let monitor = qemu.connect().await;
+    let schema = monitor.execute(QueryQmpSchema, soon()).await.unwrap();
+    let known = |name: &str| {
+        schema
+            .iter()
+            .find(|entry| entry.meta_type == "command" && entry.name == name)
+    };
+    for (name, oob) in [
+        facts::<QmpCapabilities>(),
+        facts::<QueryVersion>(),
+        facts::<QueryName>(),
+        facts::<QueryUuid>(),
+        facts::<QueryCommands>(),
+        facts::<QueryQmpSchema>(),
+        facts::<HumanMonitorCommand>(),
+        facts::<QomGet>(),
+        facts::<QomSet>(),
+        facts::<QueryStatus>(),
+        facts::<Cont>(),
+        facts::<Stop>(),
+        facts::<Quit>(),
+        facts::<SystemPowerdown>(),
+        facts::<SystemReset>(),
+        facts::<SystemWakeup>(),
+        facts::<QueryCpusFast>(),
+        facts::<QueryBalloon>(),
+        facts::<Balloon>(),
+        facts::<QueryChardev>(),
+        facts::<QueryBlock>(),
+        facts::<QueryBlockstats>(),
+        facts::<QueryNamedBlockNodes>(),
+        facts::<BlockdevAdd>(),
+        facts::<BlockdevDel>(),
+        facts::<QueryJobs>(),
+        facts::<QueryBlockJobs>(),
+        facts::<JobCancel>(),
+        facts::<JobDismiss>(),
+        facts::<JobComplete>(),
+        facts::<DeviceAdd>(),
+        facts::<DeviceDel>(),
+        facts::<ObjectAdd>(),
+        facts::<ObjectDel>(),
+        facts::<NetdevAdd>(),
+        facts::<NetdevDel>(),
+        facts::<SetLink>(),
+        facts::<Getfd>(),
+        facts::<Closefd>(),
+        facts::<AddFd>(),
+        facts::<RemoveFd>(),
+        facts::<QueryFdsets>(),
+        facts::<Migrate>(),
+        facts::<MigrateCancel>(),
+        facts::<MigrateContinue>(),
+        facts::<MigrateIncoming>(),
+        facts::<MigrateSetCapabilities>(),
+        facts::<MigrateSetParameters>(),
+        facts::<QueryMigrate>(),
+        facts::<QueryMigrateCapabilities>(),
+        facts::<MigratePause>(),
+        facts::<MigrateRecover>(),
+        facts::<MigrateStartPostcopy>(),
+        facts::<Yank>(),
+        facts::<QueryYank>(),
+        facts::<DumpGuestMemory>(),
+        facts::<QueryDump>(),
+    ] {
+        let entry = known(name).unwrap_or_else(|| panic!("this QEMU has no {name}"));
+        assert_eq!(entry.allow_oob, oob, "{name}");
+    }
+}
+
+async fn events_precede_replies(qemu: Qemu) {
+    let (monitor, mut stream) = qemu.connect_with_events().await;
+    for round in 0..20 {
+        monitor.execute(Cont, soon()).await.unwrap();
+        monitor.execute(Stop, soon()).await.unwrap();
+        // Both are there already: the stream must not have to wait.
+        for expected in ["RESUME", "STOP"] {
+            match futures::poll!(stream.next()) {
+                std::task::Poll::Ready(Some(Notice::Event(event))) => {
+                    assert_eq!(event.name, expected, "round {round}");
+                    assert!(event.timestamp.to_system_time().is_some());
+                }
+                other => panic!("expected {expected}, got {other:?} in round {round}"),
+            }
+        }
+    }
+}
+
+async fn many_in_flight(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    for n in 0..20 {
+        let add = ObjectAdd::new("iothread")
+            .with("id", format!("io{n}"))
+            .with("poll-max-ns", n);
+        monitor.execute(add, soon()).await.unwrap();
+    }
+    let calls = (0..200).map(|n| {
+        let path = format!("/objects/io{}", n % 20);
+        let get = QomGet {
+            path,
+            property: "poll-max-ns".to_owned(),
+        };
+        monitor.execute(get, soon())
+    });
+    for (n, outcome) in join_all(calls).await.into_iter().enumerate() {
+        assert_eq!(outcome.unwrap().get(), (n % 20).to_string());
+    }
+}
+
+async fn out_of_band_overtakes(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    let slow = (0..10).map(|_| monitor.execute(QueryQmpSchema, soon()));
+    let mut slow = std::pin::pin!(join_all(slow));
+    tokio::select! {
+        biased;
+        _ = &mut slow => panic!("ten schemas came before one probe"),
+        probed = async {
+            tokio::task::yield_now().await;
+            monitor.execute_oob(QueryYank, soon()).await
+        } => assert!(probed.is_ok()),
+    }
+    assert!(slow.await.iter().all(Result::is_ok));
+}
+
+/// QEMU takes in-band commands off one queue for all monitors, one by one. While it is at one,
+/// the eighth behind it makes it stop reading that monitor, rescues included.
+async fn rescue_passes(qemu: Qemu) {
+    let stuck = qemu.connect().await;
+    let add = BlockdevAdd::new("null-co", "slow");
+    stuck.execute(add, soon()).await.unwrap();
+    let other = Monitor::connect(qemu.dial_at("other").await, Options::default(), (), soon());
+    let other = other.await.unwrap();
+    let sleep = HumanMonitorCommand::new("qemu-io slow \"sleep 1500\"");
+    let mut sleeping = std::pin::pin!(stuck.execute(sleep, soon()));
+    let crowd = (0..20).map(|_| other.execute(QueryName, soon()));
+    let mut crowd = std::pin::pin!(join_all(crowd));
+    let rescue = async {
+        // Once QEMU is asleep, the crowd fills the window and stays there.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::select! {
+            biased;
+            _ = &mut crowd => panic!("the other monitor was not held up"),
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+        other.execute_oob(QueryYank, soon()).await
+    };
+    tokio::select! {
+        biased;
+        _ = &mut sleeping => panic!("the rescue had to wait for the main loop"),
+        rescued = rescue => assert!(rescued.is_ok()),
+    }
+    sleeping.await.unwrap();
+    assert!(crowd.await.iter().all(Result::is_ok));
+}
+
+async fn dropped_calls(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    for round in 0..50 {
+        let impatient = (0..20).map(|n| {
+            let deadline = Instant::now() + Duration::from_micros(n * 50 + round);
+            monitor.execute(QueryVersion, deadline)
+        });
+        join_all(impatient).await;
+        assert_eq!(
+            monitor.execute(QueryStatus, soon()).await.unwrap().status,
+            RunState::PreLaunch
+        );
+    }
+    monitor.settled(soon()).await.unwrap();
+    let counters = monitor.counters();
+    assert_eq!((counters.unknown, counters.unattributed), (0, 0));
+}
+
+async fn split_bytes(qemu: Qemu) {
+    for seed in 0..5 {
+        let wire = NoFds(Faulty::new(
+            qemu.dial().await,
+            Faults::seeded(seed).split(3),
+        ));
+        let monitor = Monitor::connect(wire, Options::default(), (), soon())
+            .await
+            .unwrap();
+        let calls = (0..20).map(|_| monitor.execute(QueryCommands, soon()));
+        for outcome in join_all(calls).await {
+            assert!(
+                outcome
+                    .unwrap()
+                    .iter()
+                    .any(|command| command.name == "query-status")
+            );
+        }
+    }
+}
+
+async fn refusals(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    let error = monitor
+        .execute(DeviceDel::new("none"), soon())
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), Some(&ErrorClass::DeviceNotFound));
+    assert_eq!(error.effect(), Effect::Refused);
+    let error = monitor
+        .execute_raw("no-such", Value::Null, soon())
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), Some(&ErrorClass::CommandNotFound));
+    let error = monitor
+        .execute_raw("stop", json!([1]), soon())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.effect()),
+        (ErrorKind::Encode, Effect::None)
+    );
+    let error = monitor.execute(QueryBalloon, soon()).await.unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Refused,
+        "a machine without a balloon: {error}"
+    );
+}
+
+async fn descriptors(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    let file = || OwnedFd::from(File::open("/dev/null").unwrap());
+    // Sent at once: each must still find its own descriptor.
+    let adds = (0..30).map(|n| {
+        let mut add = AddFd::default();
+        add.fdset_id = Some(n);
+        add.opaque = Some(format!("n{n}"));
+        monitor.execute_with_fds(add, vec![file()], soon())
+    });
+    let added = join_all(adds).await;
+    let numbers: BTreeSet<i64> = added.into_iter().map(|added| added.unwrap().fd).collect();
+    assert_eq!(numbers.len(), 30);
+    let sets = monitor.execute(QueryFdsets, soon()).await.unwrap();
+    assert_eq!(sets.len(), 30);
+    for set in sets {
+        assert_eq!(set.fds[0].opaque, Some(format!("n{}", set.fdset_id)));
+        monitor
+            .execute(RemoveFd::all(set.fdset_id), soon())
+            .await
+            .unwrap();
+    }
+
+    let named = || "a".to_owned();
+    monitor
+        .execute_with_fds(Getfd { fdname: named() }, vec![file()], soon())
+        .await
+        .unwrap();
+    monitor
+        .execute(Closefd { fdname: named() }, soon())
+        .await
+        .unwrap();
+    let error = monitor
+        .execute(Getfd { fdname: named() }, soon())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Refused,
+        "no descriptor was left over: {error}"
+    );
+}
+
+async fn second_client(qemu: Qemu) {
+    let first = qemu.connect().await;
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let second = Monitor::connect(qemu.dial().await, Options::default(), (), deadline).await;
+    let error = second.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotQmp);
+    assert!(
+        error
+            .to_string()
+            .contains("another client may hold this socket"),
+        "{error}"
+    );
+    drop(first);
+}
+
+async fn slot_is_freed(qemu: Qemu) {
+    for _ in 0..10 {
+        let monitor = qemu.connect().await;
+        let call = monitor.execute(QueryQmpSchema, Instant::now() + Duration::from_millis(1));
+        let _ = call.await;
+    }
+    let monitor = qemu.connect().await;
+    assert_eq!(
+        monitor.execute(QueryStatus, soon()).await.unwrap().status,
+        RunState::PreLaunch
+    );
+}
+
+async fn stopped_qemu(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    qemu.signal("-STOP");
+    let deadline = Instant::now() + Duration::from_millis(50);
+    let error = monitor.execute(QueryName, deadline).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.effect()),
+        (ErrorKind::TimedOut, Effect::Unknown)
+    );
+    assert_ne!(monitor.health(), Health::Ok);
+    let unresponsive = async {
+        while monitor.health() != Health::Unresponsive {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout_at(soon(), unresponsive).await.unwrap();
+    qemu.signal("-CONT");
+    monitor.settled(soon()).await.unwrap();
+    assert_eq!(monitor.health(), Health::Ok);
+    assert_eq!(monitor.counters().late, 1);
+    assert_eq!(
+        monitor.execute(QueryStatus, soon()).await.unwrap().status,
+        RunState::PreLaunch
+    );
+}
+
+async fn former_client(qemu: Qemu) {
+    let former = qemu.connect().await;
+    qemu.signal("-STOP");
+    for _ in 0..5 {
+        let deadline = Instant::now() + Duration::from_millis(5);
+        former.execute(QueryQmpSchema, deadline).await.unwrap_err();
+    }
+    drop(former);
+    let next = async { qemu.connect().await };
+    let (monitor, ()) = tokio::join!(next, async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        qemu.signal("-CONT");
+    });
+    for _ in 0..20 {
+        let status = monitor.execute(QueryStatus, soon()).await.unwrap();
+        assert_eq!(status.status, RunState::PreLaunch);
+    }
+}
+
+async fn killed_qemu(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    qemu.signal("-STOP");
+    let calls = join_all((0..10).map(|_| monitor.execute(QueryStatus, soon())));
+    let (outcomes, ()) = tokio::join!(calls, async {
+        tokio::task::yield_now().await;
+        qemu.signal("-KILL");
+    });
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Closed);
+    }
+    assert!(matches!(
+        monitor.closed().await,
+        Closed::EndOfStream | Closed::Failed(_)
+    ));
+}
+
+async fn quit(qemu: Qemu) {
+    let (monitor, mut stream) = qemu.connect_with_events().await;
+    monitor.execute(Quit, soon()).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(notice) = stream.next().await {
+        seen.push(notice);
+    }
+    let [Notice::Event(event), Notice::Closed(_)] = &seen[..] else {
+        panic!("{seen:?}")
+    };
+    let QmpEvent::Shutdown(shutdown) = event.typed() else {
+        panic!("{event:?}")
+    };
+    assert!(!shutdown.guest);
+    assert_eq!(shutdown.reason.as_str(), "host-qmp-quit");
+}
+
+/// Why an error without id has to be dealt with at all, and that the stream goes on after it.
+async fn garbage(qemu: Qemu) {
+    let mut stream = qemu.dial().await;
+    stream
+        .write_all(b"{\"execute\":\"qmp_capabilities\"}}nonsense\n")
+        .await
+        .unwrap();
+    stream
+        .write_all(b"{\"execute\":\"query-name\",\"id\":9}")
+        .await
+        .unwrap();
+    let mut text = String::new();
+    while !text.contains("\"id\": 9") {
+        let mut chunk = [0; 1024];
+        let count = stream.read(&mut chunk).await.unwrap();
+        assert!(count > 0, "QEMU hung up: {text}");
+        text.push_str(std::str::from_utf8(&chunk[..count]).unwrap());
+    }
+    let errors: Vec<_> = text
+        .lines()
+        .filter(|line| line.contains("\"error\""))
+        .collect();
+    assert!(
+        !errors.is_empty() && errors.iter().all(|line| !line.contains("\"id\"")),
+        "{text}"
+    );
+}

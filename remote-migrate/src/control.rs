@@ -1,0 +1,174 @@
+//! One migration in flight, as others see it and may stop it.
+//!
+//! The driving loop and any number of onlookers share a [`Control`]. Cancelling and passing the point
+//! of return exclude each other here, under one short lock, so that the answer to a cancel is never a
+//! guess. Nothing here knows what a phase does.
+
+use tokio::sync::watch;
+
+use crate::phase::{Phase, TooLate};
+
+/// How the memory moves, as the source's host reports it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transfer {
+    /// Bytes sent so far.
+    pub sent: u64,
+    /// Bytes left in this pass.
+    pub remaining: u64,
+    /// All the guest has.
+    pub total: u64,
+    /// How often memory was gone over.
+    pub pass: u64,
+    /// Bytes the guest dirties a second.
+    pub dirty_rate: u64,
+}
+
+/// Where a migration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Its phase.
+    pub phase: Phase,
+    /// The last report of the host.
+    pub transfer: Transfer,
+}
+
+/// The control of one migration: progress out, cancel in. A clone controls the same migration.
+#[derive(Clone, Debug)]
+pub struct Control {
+    state: watch::Sender<State>,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Cancelled,
+    Shut(Phase),
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Control {
+    /// For a migration that has not begun.
+    #[must_use]
+    pub fn new() -> Self {
+        let progress = Progress {
+            phase: Phase::Begin,
+            transfer: Transfer::default(),
+        };
+        Self {
+            state: watch::Sender::new(State::Open),
+            progress: watch::Sender::new(progress),
+        }
+    }
+
+    /// Asks the migration to turn back. `Ok` means that it will not pass the point of return, as long as
+    /// the source has a guest to return to; how that ended is what the migrating call returns.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLate`]: the guest was offered to the other side already, or the migration is over.
+    pub fn cancel(&self) -> Result<(), TooLate> {
+        let mut late = None;
+        self.state.send_if_modified(|state| match *state {
+            State::Open => {
+                *state = State::Cancelled;
+                true
+            }
+            State::Cancelled => false,
+            State::Shut(phase) => {
+                late = Some(TooLate { phase });
+                false
+            }
+        });
+        late.map_or(Ok(()), Err)
+    }
+
+    /// Where it stands now, and every change from here on.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.progress
+            .send_if_modified(|progress| std::mem::replace(&mut progress.phase, phase) != phase);
+    }
+
+    pub(crate) fn meter(&self) -> Meter {
+        Meter {
+            progress: self.progress.clone(),
+        }
+    }
+
+    /// Passes the point of return, unless a cancel came first.
+    pub(crate) fn shut(&self, phase: Phase) -> bool {
+        let mut passed = true;
+        self.state.send_if_modified(|state| {
+            passed = *state != State::Cancelled;
+            if passed {
+                *state = State::Shut(phase);
+            }
+            passed
+        });
+        passed
+    }
+
+    /// Closes the door behind a migration that is over, cancelled or not.
+    pub(crate) fn over(&self, phase: Phase) {
+        self.state.send_replace(State::Shut(phase));
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        *self.state.borrow() == State::Cancelled
+    }
+
+    pub(crate) async fn cancelled(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = state.wait_for(|state| *state == State::Cancelled).await;
+    }
+}
+
+/// Where a host reports how the memory moves.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    progress: watch::Sender<Progress>,
+}
+
+impl Meter {
+    /// Shows `transfer` to everybody who watches. Never waits; only the last report is kept.
+    pub fn report(&self, transfer: Transfer) {
+        self.progress
+            .send_modify(|progress| progress.transfer = transfer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cancel_and_the_point_of_return_exclude_each_other() {
+        let first = Control::new();
+        assert_eq!(first.cancel(), Ok(()));
+        assert!(
+            !first.shut(Phase::Finish),
+            "a cancelled migration does not hand over"
+        );
+
+        let second = Control::new();
+        assert!(second.shut(Phase::Finish));
+        assert_eq!(
+            second.cancel(),
+            Err(TooLate {
+                phase: Phase::Finish
+            })
+        );
+    }
+}

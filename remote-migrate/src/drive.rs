@@ -1,0 +1,585 @@
+//! Drives the source side: does what [`SourceMachine`] says, on a host, a peer and a journal.
+//!
+//! All waiting of the source is here, each wait with a deadline; nothing is decided here. Dropping one
+//! of these futures is like a crash of the daemon: the journal has all that matters, and [`recover`]
+//! goes on from it. A daemon runs them on a task of its own and lets its callers wait for that.
+
+use std::{error::Error as StdError, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
+
+use crate::{
+    control::Control,
+    error::{Error, ErrorKind},
+    host::{SourceHost, Step},
+    journal::{Journal, Record, SourceRecord, SourceStage},
+    message::{Answer, Call, Reply, Request},
+    peer::{self, Effect, Peer, PeerError},
+    phase::{Epoch, MigrationId, Owner, Phase, RunState, Side},
+    source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
+    verdict::Ruling,
+};
+
+/// What is to be moved, and how long each part of it may take.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    migration: MigrationId,
+    domain: Uuid,
+    peer: Arc<str>,
+    home: Arc<str>,
+    limits: Limits,
+}
+
+impl Plan {
+    /// Moves this guest.
+    #[must_use]
+    pub fn new(domain: Uuid) -> Self {
+        Self {
+            migration: MigrationId::random(),
+            domain,
+            peer: "".into(),
+            home: "".into(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Under this id, instead of a random one.
+    #[must_use]
+    pub fn migration(mut self, migration: MigrationId) -> Self {
+        self.migration = migration;
+        self
+    }
+
+    /// Where the destination daemon is reached. Only kept in the journal, for whoever recovers.
+    #[must_use]
+    pub fn peer(mut self, address: impl Into<Arc<str>>) -> Self {
+        self.peer = address.into();
+        self
+    }
+
+    /// Where this daemon is reached. Kept in the destination's journal, so that it can ask back.
+    #[must_use]
+    pub fn home(mut self, address: impl Into<Arc<str>>) -> Self {
+        self.home = address.into();
+        self
+    }
+
+    /// With other limits.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Under which id.
+    #[must_use]
+    pub fn id(&self) -> MigrationId {
+        self.migration
+    }
+}
+
+/// How long each part may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The source's description of the guest. 30 s, as for any job of a domain.
+    pub begin: Duration,
+    /// The destination's answer to `Prepare`. 60 s: a QEMU is started.
+    pub prepare: Duration,
+    /// Moving the memory. 1 h: what is slower needs a policy, which then gives its own limit.
+    pub perform: Duration,
+    /// The destination's answer to `Finish`. 60 s: the last of the memory is read, the guest started.
+    pub finish: Duration,
+    /// The host's last step, and the destination's answer to `Confirm`. 30 s.
+    pub confirm: Duration,
+    /// A look at the guest, a question for the status, one write to the journal. 10 s.
+    pub look: Duration,
+    /// The pause before something is tried again. 0.5 s.
+    pub pause: Duration,
+    /// How long trying again goes on, in all, before the call ends unsettled or in doubt. 60 s.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            begin: Duration::from_secs(30),
+            prepare: Duration::from_secs(60),
+            perform: Duration::from_secs(3600),
+            finish: Duration::from_secs(60),
+            confirm: Duration::from_secs(30),
+            look: Duration::from_secs(10),
+            pause: Duration::from_millis(500),
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A migration with a known end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Which one.
+    pub migration: MigrationId,
+    /// Who owns the guest: never in doubt here.
+    pub owner: Owner,
+    /// Whether both sides are through with it. If not, [`recover`] is to be called later; the owner
+    /// stays.
+    pub settled: bool,
+    /// How long this call took.
+    pub took: Duration,
+}
+
+/// Moves a guest to `peer`.
+///
+/// `Ok` means that the destination has said that the guest is its own. Every error names the owner
+/// ([`Error::owner_now`]).
+///
+/// # Errors
+///
+/// - [`ErrorKind::Unsettled`]: an earlier migration of this guest is in the journal still.
+/// - [`ErrorKind::Cancelled`], [`ErrorKind::Host`], [`ErrorKind::Refused`], [`ErrorKind::Silent`],
+///   [`ErrorKind::Journal`]: it failed before the point of return, or was refused after; the source
+///   keeps the guest.
+/// - [`ErrorKind::InDoubt`]: no final answer came; the guest is stopped here, and may run there.
+/// - [`ErrorKind::Lost`]: the last complete copy was killed from outside.
+/// - [`ErrorKind::Superseded`], [`ErrorKind::Conflict`]: as they say.
+///
+/// # Cancel safety
+///
+/// Dropping the future is a crash of the daemon as far as this migration goes: nothing is undone and
+/// nothing is lost. Call [`recover`] with the same id. To stop a migration, use [`Control::cancel`].
+pub async fn migrate(
+    plan: &Plan,
+    host: &dyn SourceHost,
+    peer: &dyn Peer,
+    journal: &dyn Journal,
+    control: &Control,
+) -> Result<Report, Error> {
+    let fail = |kind| {
+        Error::new(
+            plan.migration,
+            (Side::Source, Phase::Begin),
+            kind,
+            Owner::Source,
+        )
+    };
+    let deadline = Instant::now() + plan.limits.look;
+    let records = on_time(deadline, journal.list())
+        .await
+        .map_err(|cause| fail(ErrorKind::Journal).cause(Some(cause)))?;
+    let unsettled = |record: &Record| record.domain() == plan.domain && record.refuses_start();
+    if records.iter().any(unsettled) {
+        return Err(fail(ErrorKind::Unsettled));
+    }
+    let record = SourceRecord {
+        migration: plan.migration,
+        domain: plan.domain,
+        epoch: Epoch::FIRST,
+        // What the guest does is known only once the host has described it.
+        run: RunState::Running,
+        peer: plan.peer.clone(),
+        stage: SourceStage::Begin,
+    };
+    let machine = SourceMachine::begin(record, plan.home.clone());
+    Drive::new(machine, plan.limits, host, peer, journal, control)
+        .run()
+        .await?
+        .moved()
+}
+
+/// Takes up a migration that this daemon drove before, and brings it to an end if it can.
+///
+/// For a daemon that starts, for a future that was dropped, and for a peer that is back.
+///
+/// # Errors
+///
+/// As for [`migrate`], but a guest that is kept is no failure here; and [`ErrorKind::NotFound`]: the
+/// journal has nothing of it, so it is settled, or never was.
+///
+/// # Cancel safety
+///
+/// As for [`migrate`].
+pub async fn recover(
+    migration: MigrationId,
+    limits: Limits,
+    host: &dyn SourceHost,
+    peer: &dyn Peer,
+    journal: &dyn Journal,
+    control: &Control,
+) -> Result<Report, Error> {
+    let machine = SourceMachine::recover(load(migration, limits, journal).await?);
+    Ok(Drive::new(machine, limits, host, peer, journal, control)
+        .run()
+        .await?
+        .report)
+}
+
+/// Ends a migration in doubt by the word of an operator. The peer is not asked, nor told: that is
+/// left to [`recover`], should it return.
+///
+/// # Errors
+///
+/// As for [`recover`].
+///
+/// # Cancel safety
+///
+/// As for [`migrate`].
+pub async fn resolve(
+    migration: MigrationId,
+    ruling: Ruling,
+    limits: Limits,
+    host: &dyn SourceHost,
+    journal: &dyn Journal,
+) -> Result<Report, Error> {
+    let machine = SourceMachine::rule(load(migration, limits, journal).await?, ruling);
+    let limits = Limits {
+        patience: Duration::ZERO,
+        ..limits
+    };
+    let control = Control::new();
+    Ok(
+        Drive::new(machine, limits, host, &Nobody, journal, &control)
+            .run()
+            .await?
+            .report,
+    )
+}
+
+async fn load(
+    migration: MigrationId,
+    limits: Limits,
+    journal: &dyn Journal,
+) -> Result<SourceRecord, Error> {
+    let fail = |kind, owner| Error::new(migration, (Side::Source, Phase::Begin), kind, owner);
+    let deadline = Instant::now() + limits.look;
+    match on_time(deadline, journal.load(migration, Side::Source)).await {
+        Ok(Some(Record::Source(record))) => Ok(record),
+        Ok(_) => Err(fail(ErrorKind::NotFound, Owner::Source)),
+        Err(cause) => Err(fail(ErrorKind::Journal, Owner::InDoubt)
+            .settled(false)
+            .cause(Some(cause))),
+    }
+}
+
+/// The peer of an operator's ruling: it is not there.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl Peer for Nobody {
+    async fn ask(&self, _request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
+        Err(PeerError::not_sent("an operator answers in its place"))
+    }
+}
+
+type Cause = Box<dyn StdError + Send + Sync>;
+
+/// The first thing that went wrong; what follows from it is not the cause.
+struct Trouble {
+    phase: Phase,
+    side: Side,
+    kind: ErrorKind,
+    cause: Option<Cause>,
+}
+
+struct Concluded {
+    report: Report,
+    trouble: Option<Trouble>,
+}
+
+impl Concluded {
+    fn moved(self) -> Result<Report, Error> {
+        let report = self.report;
+        if report.owner == Owner::Destination {
+            return Ok(report);
+        }
+        let trouble = self
+            .trouble
+            .expect("a guest stays only because something went wrong");
+        let at = (trouble.side, trouble.phase);
+        Err(Error::new(report.migration, at, trouble.kind, report.owner)
+            .settled(report.settled)
+            .cause(trouble.cause))
+    }
+}
+
+struct Drive<'a> {
+    machine: SourceMachine,
+    limits: Limits,
+    host: &'a dyn SourceHost,
+    peer: &'a dyn Peer,
+    journal: &'a dyn Journal,
+    control: &'a Control,
+    began: Instant,
+    /// When trying again ends; set by the first pause.
+    patience: Option<Instant>,
+    turned_back: bool,
+    trouble: Option<Trouble>,
+}
+
+impl<'a> Drive<'a> {
+    fn new(
+        machine: SourceMachine,
+        limits: Limits,
+        host: &'a dyn SourceHost,
+        peer: &'a dyn Peer,
+        journal: &'a dyn Journal,
+        control: &'a Control,
+    ) -> Self {
+        Self {
+            machine,
+            limits,
+            host,
+            peer,
+            journal,
+            control,
+            began: Instant::now(),
+            patience: None,
+            turned_back: false,
+            trouble: None,
+        }
+    }
+
+    async fn run(mut self) -> Result<Concluded, Error> {
+        if self.phase() >= Phase::Finish {
+            self.control.over(self.phase());
+        }
+        loop {
+            let action = self.machine.action();
+            if let SourceAction::Done(end) = action {
+                return self.conclude(end);
+            }
+            self.control.enter(self.phase());
+            match self.act(action).await {
+                Some(input) => self.machine.on(input),
+                None => {
+                    self.turned_back = true;
+                    self.note(Side::Source, ErrorKind::Cancelled, None);
+                    self.machine
+                        .cancel()
+                        .expect("only a cancellable action is given up");
+                }
+            }
+        }
+    }
+
+    /// Does the action. `None`: a cancel came first.
+    async fn act(&mut self, action: SourceAction) -> Option<SourceInput> {
+        use SourceInput as In;
+        let control = self.control;
+        let heeds_cancel = self.machine.cancellable() && !self.turned_back;
+        if heeds_cancel && control.is_cancelled() {
+            return None;
+        }
+        let cancelled = async {
+            if heeds_cancel {
+                control.cancelled().await
+            } else {
+                std::future::pending().await
+            }
+        };
+        Some(match action {
+            // A write is never abandoned: what is on disk must be known.
+            SourceAction::Record(record) => {
+                let offers = record.stage == SourceStage::HandingOver;
+                if offers && !control.shut(Phase::Finish) && !self.turned_back {
+                    return None;
+                }
+                self.record(record).await
+            }
+            SourceAction::Begin => {
+                let host = self.host;
+                let step = self.step(self.limits.begin);
+                tokio::select! {
+                    biased;
+                    () = cancelled => return None,
+                    begun = on_time(step.deadline, host.begin(step)) => match begun {
+                        Ok(begun) => In::Begun { cookie: begun.cookie, run: begun.run },
+                        Err(cause) => self.host_failed(cause, In::BeginFailed),
+                    },
+                }
+            }
+            SourceAction::Ask(request) => {
+                let deadline = Instant::now() + self.limit_of(&request.call);
+                tokio::select! {
+                    biased;
+                    () = cancelled => return None,
+                    answer = peer::ask(self.peer, request, deadline) => self.answered(answer),
+                }
+            }
+            SourceAction::Perform(to) => {
+                let host = self.host;
+                let step = self.step(self.limits.perform);
+                let meter = control.meter();
+                tokio::select! {
+                    biased;
+                    () = cancelled => return None,
+                    done = on_time(step.deadline, host.perform(step, &to, &meter)) => match done {
+                        Ok(()) => In::Performed,
+                        Err(cause) => self.host_failed(cause, In::PerformFailed),
+                    },
+                }
+            }
+            SourceAction::Inspect => {
+                let step = self.step(self.limits.look);
+                match on_time(step.deadline, self.host.inspect(step)).await {
+                    Ok(state) => In::Local(state),
+                    Err(cause) => self.host_failed(cause, In::InspectFailed),
+                }
+            }
+            SourceAction::Confirm(outcome) => {
+                let step = self.step(self.limits.confirm);
+                match on_time(step.deadline, self.host.confirm(step, outcome)).await {
+                    Ok(()) => In::Confirmed,
+                    Err(cause) => self.host_failed(cause, In::ConfirmFailed),
+                }
+            }
+            SourceAction::Forget => self.forget().await,
+            SourceAction::Pause => self.pause().await,
+            SourceAction::Done(_) => unreachable!("the loop ends with it"),
+        })
+    }
+
+    async fn record(&mut self, record: SourceRecord) -> SourceInput {
+        let deadline = Instant::now() + self.limits.look;
+        match on_time(deadline, self.journal.store(&Record::Source(record))).await {
+            Ok(()) => SourceInput::Recorded,
+            Err(cause) => {
+                self.note(Side::Source, ErrorKind::Journal, Some(cause));
+                SourceInput::RecordFailed
+            }
+        }
+    }
+
+    async fn forget(&mut self) -> SourceInput {
+        let deadline = Instant::now() + self.limits.look;
+        let id = self.machine.migration();
+        match on_time(deadline, self.journal.remove(id, Side::Source)).await {
+            Ok(()) => SourceInput::Forgotten,
+            Err(cause) => {
+                self.note(Side::Source, ErrorKind::Journal, Some(cause));
+                SourceInput::ForgetFailed
+            }
+        }
+    }
+
+    async fn pause(&mut self) -> SourceInput {
+        let until = *self
+            .patience
+            .get_or_insert(Instant::now() + self.limits.patience);
+        if Instant::now() + self.limits.pause > until {
+            return SourceInput::GiveUp;
+        }
+        sleep(self.limits.pause).await;
+        SourceInput::Retry
+    }
+
+    fn answered(&mut self, answer: Result<Answer, PeerError>) -> SourceInput {
+        match answer {
+            Ok(Answer { reply, .. }) => {
+                let why = match &reply {
+                    Reply::Refused(why) => Some((ErrorKind::Refused, Some(why))),
+                    Reply::Busy(why) => Some((ErrorKind::Silent, Some(why))),
+                    Reply::Lost => Some((ErrorKind::Lost, None)),
+                    Reply::Unknown => Some((ErrorKind::InDoubt, None)),
+                    _ => None,
+                };
+                if let Some((kind, why)) = why {
+                    let cause = why.map(|why| Cause::from(why.as_str()));
+                    self.note(Side::Destination, kind, cause);
+                }
+                SourceInput::Answered(reply)
+            }
+            Err(error) => {
+                let sent = error.effect() == Effect::Unknown;
+                self.note(Side::Destination, ErrorKind::Silent, Some(error.into()));
+                SourceInput::Silent { sent }
+            }
+        }
+    }
+
+    fn host_failed(&mut self, cause: Cause, input: SourceInput) -> SourceInput {
+        self.note(Side::Source, ErrorKind::Host, Some(cause));
+        input
+    }
+
+    fn note(&mut self, side: Side, kind: ErrorKind, cause: Option<Cause>) {
+        let phase = self.phase();
+        let migration = self.machine.migration();
+        let reason = cause.as_ref().map(tracing::field::display);
+        tracing::warn!(%migration, %phase, %side, ?kind, reason, "migration in trouble");
+        self.trouble.get_or_insert(Trouble {
+            phase,
+            side,
+            kind,
+            cause,
+        });
+    }
+
+    fn conclude(self, end: SourceEnd) -> Result<Concluded, Error> {
+        let migration = self.machine.migration();
+        let phase = self.phase();
+        self.control.over(phase);
+        let kind = match (end.why, end.owner) {
+            (EndWhy::Superseded, _) => ErrorKind::Superseded,
+            (EndWhy::Conflict, _) => ErrorKind::Conflict,
+            (EndWhy::Protocol, Owner::InDoubt) => ErrorKind::InDoubt,
+            (EndWhy::Protocol, Owner::Nobody) => ErrorKind::Lost,
+            (EndWhy::Protocol, owner) => {
+                let took = self.began.elapsed();
+                let report = Report {
+                    migration,
+                    owner,
+                    settled: end.settled,
+                    took,
+                };
+                return Ok(Concluded {
+                    report,
+                    trouble: self.trouble,
+                });
+            }
+        };
+        let (side, phase, cause) = match self.trouble {
+            Some(trouble) => (trouble.side, trouble.phase, trouble.cause),
+            None => (Side::Source, phase, None),
+        };
+        Err(Error::new(migration, (side, phase), kind, end.owner)
+            .settled(end.settled)
+            .cause(cause))
+    }
+
+    fn phase(&self) -> Phase {
+        self.machine.stage().phase()
+    }
+
+    fn step(&self, limit: Duration) -> Step {
+        Step::new(
+            self.machine.migration(),
+            self.machine.domain(),
+            Instant::now() + limit,
+        )
+    }
+
+    fn limit_of(&self, call: &Call) -> Duration {
+        match call {
+            Call::Prepare(_) => self.limits.prepare,
+            Call::Finish => self.limits.finish,
+            Call::Confirm(_) => self.limits.confirm,
+            Call::Status(_) => self.limits.look,
+        }
+    }
+}
+
+/// Waits for a local step until its deadline.
+pub(crate) async fn on_time<T, E>(
+    deadline: Instant,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, Cause>
+where
+    E: Into<Cause>,
+{
+    match timeout_at(deadline, step).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(late) => Err(late.into()),
+    }
+}

@@ -1,0 +1,222 @@
+//! What a host does locally in each step: the seam between this protocol and a hypervisor.
+//!
+//! Both traits are object safe. Every method is given a [`Step`]: which migration, which guest, until
+//! when. Each is idempotent by migration: called again, after an error, a dropped future or a restart
+//! of the daemon, it goes on from what it finds and ends in the same state. The caller drops a future
+//! whose deadline has passed, and then asks `inspect` what has become of it.
+
+use std::error::Error as StdError;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    control::Meter,
+    message::{CopyState, Guest, Prepared, Ran},
+    phase::{Cookie, MigrationId, Reason, RunState},
+    source::Outcome,
+    verdict::GuestState,
+};
+
+/// Which migration a call belongs to, and until when it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Step {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Which guest.
+    pub domain: Uuid,
+    /// When its caller stops waiting.
+    pub deadline: Instant,
+}
+
+impl Step {
+    pub(crate) fn new(migration: MigrationId, domain: Uuid, deadline: Instant) -> Self {
+        Self {
+            migration,
+            domain,
+            deadline,
+        }
+    }
+}
+
+/// What the source's host says of its guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// For the destination's host.
+    pub cookie: Cookie,
+    /// Whether the guest runs.
+    pub run: RunState,
+}
+
+/// The local steps of a guest that leaves.
+#[async_trait]
+pub trait SourceHost: Send + Sync {
+    /// Checks that the guest can leave, and describes it.
+    ///
+    /// # Errors
+    ///
+    /// The guest cannot leave; it is as before.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; `confirm(Kept)` follows.
+    async fn begin(&self, step: Step) -> Result<Begun, HostError>;
+
+    /// Moves the guest's memory and stops the guest at the end.
+    ///
+    /// `Ok` means: QEMU says that all was sent and acknowledged, the guest is stopped, and neither
+    /// QEMU nor anybody else lets it run again but through `confirm`.
+    ///
+    /// # Errors
+    ///
+    /// The memory did not arrive, or not for certain. The guest may run or be stopped.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time, as cancel does; QEMU may go on sending until `confirm(Kept)` ends it.
+    async fn perform(&self, step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError>;
+
+    /// Ends the migration here: as [`Outcome`] says, from any state, also if nothing was begun.
+    ///
+    /// With `Kept` a migration still under way is cancelled first, and the guest runs again if it ran.
+    ///
+    /// # Errors
+    ///
+    /// It is not done; the caller looks again and calls again.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; it is called again.
+    async fn confirm(&self, step: Step, outcome: Outcome) -> Result<(), HostError>;
+
+    /// Looks at the guest, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be seen. A guest that cannot be seen is not `Gone`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes.
+    async fn inspect(&self, step: Step) -> Result<GuestState, HostError>;
+}
+
+/// The local steps of a guest that arrives.
+#[async_trait]
+pub trait DestinationHost: Send + Sync {
+    /// Makes a QEMU that waits for the guest, stopped, and says where.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for the guest here, or a guest of that identity lives here already;
+    /// `discard` follows and must not touch the latter.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; `discard` follows.
+    async fn prepare(&self, step: Step, guest: &Guest) -> Result<Prepared, HostError>;
+
+    /// Waits until the guest is loaded, as its own QEMU sees it, or the deadline is near.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be seen now, which is no word about the copy.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes.
+    async fn load(&self, step: Step) -> Result<Load, HostError>;
+
+    /// Makes the loaded copy the guest, and lets it run if `run` says so.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::ran`] decides all: with [`Ran::Never`] the guest is given back to the source.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time, which counts as [`Ran::Maybe`]; `inspect` follows.
+    async fn start(&self, step: Step, run: RunState) -> Result<(), StartError>;
+
+    /// Ends the copy that this migration made, and clears its remains. Nothing to end is success.
+    ///
+    /// # Errors
+    ///
+    /// Something is left; it is called again later.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; it is called again.
+    async fn discard(&self, step: Step) -> Result<(), HostError>;
+
+    /// Looks at the copy, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be seen. A copy that cannot be seen is not `Gone`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes.
+    async fn inspect(&self, step: Step) -> Result<CopyState, HostError>;
+}
+
+/// How far the guest is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "loading is under way, done, or failed"
+)]
+pub enum Load {
+    /// All is there, and the copy is stopped.
+    Complete,
+    /// The deadline came first.
+    Loading,
+    /// It will never be complete.
+    Failed(Reason),
+}
+
+/// A host could not do its step.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct HostError(Box<dyn StdError + Send + Sync>);
+
+impl HostError {
+    /// A failure with this cause.
+    #[must_use]
+    pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+/// The guest was not started.
+#[derive(Debug, thiserror::Error)]
+#[error("start guest")]
+pub struct StartError {
+    /// Whether it may have run all the same.
+    pub ran: Ran,
+    #[source]
+    cause: Box<dyn StdError + Send + Sync>,
+}
+
+impl StartError {
+    /// It certainly did not run: the request never reached QEMU, or QEMU refused it.
+    #[must_use]
+    pub fn never_ran(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            ran: Ran::Never,
+            cause: cause.into(),
+        }
+    }
+
+    /// It may have run: the request was sent, and no answer came.
+    #[must_use]
+    pub fn may_have_run(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            ran: Ran::Maybe,
+            cause: cause.into(),
+        }
+    }
+}

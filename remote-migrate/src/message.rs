@@ -1,0 +1,168 @@
+//! What the two sides say to each other: four requests and the replies to them.
+//!
+//! These are values, not bytes: how they are framed, and over what, is the business of whoever
+//! implements [`Peer`](crate::Peer). Every request may arrive late, twice or never, and every reply
+//! may be lost; what makes that harmless stands in [`destination`](crate::destination).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::phase::{Cookie, Epoch, MigrationId, Owner, Phase, Reason, RunState, Side};
+
+/// One question, with the migration it belongs to and the life of the source that asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Request {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Which life of the source daemon asks.
+    pub epoch: Epoch,
+    /// The guest that moves.
+    pub domain: Uuid,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// What can be asked of the other side.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a new request is a new version of the protocol"
+)]
+pub enum Call {
+    /// Make a place for this guest and say where to send it.
+    Prepare(Guest),
+    /// Take the guest: it is yours once you say so. The one message that gives ownership away.
+    Finish,
+    /// It is decided; this becomes of your copy, and the migration may be forgotten.
+    Confirm(Fate),
+    /// How does it stand with you, as this side of it? Decides nothing; either side may ask at any time.
+    Status(Side),
+}
+
+/// The guest as the source describes it to the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Guest {
+    /// The description, for the destination's host alone.
+    pub cookie: Cookie,
+    /// Whether the destination lets it run.
+    pub run: RunState,
+    /// Where the source daemon itself can be asked for its status later.
+    pub home: Arc<str>,
+}
+
+/// What becomes of the destination's copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(clippy::exhaustive_enums, reason = "a copy is kept or it is not")]
+pub enum Fate {
+    /// It is the guest now; the source has given up its own for ever.
+    Keep,
+    /// It is not the guest, and never will be.
+    Discard,
+}
+
+/// Where the destination waits for the guest's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Prepared {
+    /// What the source's QEMU connects to; the two hosts agree on its form (a QEMU migration uri, as a rule).
+    pub connect: Arc<str>,
+    /// What else the source's host must know.
+    pub cookie: Cookie,
+}
+
+/// An answer, with the ids of the request it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Answer {
+    /// As in the request.
+    pub migration: MigrationId,
+    /// As in the request.
+    pub epoch: Epoch,
+    /// What is said.
+    pub reply: Reply,
+}
+
+/// What can be answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a new reply is a new version of the protocol"
+)]
+pub enum Reply {
+    /// To `Prepare`: connect there.
+    Prepared(Prepared),
+    /// To `Prepare` or `Finish`: no, and never; this copy has not run and will not.
+    Refused(Reason),
+    /// To `Finish`: the guest is mine and was started.
+    Owned,
+    /// To `Finish`: I took the guest, it may have run here, and it is dead.
+    Lost,
+    /// To `Confirm`: understood and forgotten.
+    Closed,
+    /// To `Status`.
+    Status(Status),
+    /// Nothing is known of this migration.
+    Unknown,
+    /// Not decided, ask again: still loading, or the journal or the host cannot serve now.
+    Busy(Reason),
+    /// A later life of the source has spoken already.
+    Stale {
+        /// Its epoch.
+        seen: Epoch,
+    },
+    /// What is asked contradicts what this side knows for certain. Only a wrong ruling leads here.
+    Conflict,
+}
+
+/// How a migration stands on the side that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Status {
+    /// Who answers.
+    pub side: Side,
+    /// Its phase.
+    pub phase: Phase,
+    /// Whom it takes for the owner.
+    pub owner: Owner,
+    /// What it has of the guest, where it looked.
+    pub copy: Option<CopyState>,
+}
+
+impl Status {
+    /// Whether the owner named here is final: nothing that can still happen changes it.
+    #[must_use]
+    pub fn decided(&self) -> bool {
+        self.phase == Phase::Confirm
+    }
+}
+
+/// What the destination has of the guest at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a copy is in one of these four states"
+)]
+pub enum CopyState {
+    /// No QEMU, or one that gave up; what is known of its past stands beside it.
+    Gone(Ran),
+    /// A QEMU that waits for memory or reads it.
+    Incoming,
+    /// Its own QEMU says that all was loaded; it has not run.
+    Complete,
+    /// It was started. Also when the guest was paused afterwards.
+    Started,
+}
+
+/// Whether a copy that is gone ran, as the host can prove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(clippy::exhaustive_enums, reason = "proven, or not")]
+pub enum Ran {
+    /// It certainly did not.
+    Never,
+    /// It did, or nothing is known.
+    Maybe,
+}

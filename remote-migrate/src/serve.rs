@@ -1,0 +1,521 @@
+//! Serves the destination side: does what [`DestinationMachine`] says, on a host and a journal.
+//!
+//! One machine a migration, one request at a time each; migrations do not wait for each other. The
+//! work runs on tasks of its own, so that a caller that goes away, or a connection that breaks, tears
+//! nothing in the middle. Nothing is decided here.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::{
+    destination::{DestinationAction, DestinationEnd, DestinationInput, DestinationMachine},
+    drive::on_time,
+    error::{Error, ErrorKind},
+    host::{DestinationHost, Load, Step},
+    journal::{DestinationRecord, Journal, Record},
+    message::{Answer, Call, Ran, Reply, Request},
+    peer::{self, Peer, Service},
+    phase::{MigrationId, Owner, Phase, Reason, Side},
+    verdict::{Heard, Ruling},
+};
+
+/// A write to the journal, a look at or the end of a copy: 30 s, counted apart from the deadline of the
+/// request, since what undoes must also run when that deadline has just passed.
+const UPKEEP: Duration = Duration::from_secs(30);
+
+/// Migrations in hand at once. More guests than that do not arrive at one host at one time; a peer that
+/// makes ids up must not fill the memory.
+const MAX_LIVE: usize = 1024;
+
+/// Finished migrations whose last word is kept for requests that come late.
+const MAX_OVER: usize = 256;
+
+/// The serving side of a daemon: takes guests in, and answers for the migrations it drives itself.
+///
+/// A clone is another handle to the same side. It is a [`Service`]: put an
+/// [`InProcess`](crate::InProcess) or a wire in front of it.
+#[derive(Clone)]
+pub struct Destination {
+    inner: Arc<Inner>,
+}
+
+/// How a migration stands here after something that no request began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Standing {
+    /// Whom this side takes for the owner; `None` if nothing is remembered, or not any more.
+    pub owner: Option<Owner>,
+    /// Whether nothing is left to do here, but for repeating the final answer to the source.
+    pub settled: bool,
+}
+
+struct Inner {
+    host: Arc<dyn DestinationHost>,
+    journal: Arc<dyn Journal>,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    live: HashMap<MigrationId, Slot>,
+    /// Oldest first; each has a slot too.
+    over: VecDeque<MigrationId>,
+}
+
+struct Slot {
+    machine: Place,
+    /// The guest that this migration brings in.
+    claims: Option<Uuid>,
+}
+
+/// Empty until loaded, while at work, and after a panic: then the journal says how it stands.
+type Place = Arc<tokio::sync::Mutex<Option<DestinationMachine>>>;
+
+enum Outcome {
+    Reply(Reply),
+    End(DestinationEnd, Standing),
+}
+
+impl Destination {
+    /// The serving side on this host and journal.
+    #[must_use]
+    pub fn new(host: Arc<dyn DestinationHost>, journal: Arc<dyn Journal>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                host,
+                journal,
+                slots: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Sets right what a restart or a broken link left: looks at the copy, asks the source if there is
+    /// one to ask, and does what follows for certain. Nothing is done upon silence.
+    ///
+    /// A daemon calls it for every record of its journal when it starts, before it serves, and later
+    /// whenever a source was lost or is back.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Journal`], [`ErrorKind::Host`]: not done, try again. [`ErrorKind::Conflict`]: both
+    /// sides claim the guest.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting, not what was begun.
+    pub async fn reconcile(
+        &self,
+        migration: MigrationId,
+        source: Option<&dyn Peer>,
+        deadline: Instant,
+    ) -> Result<Standing, Error> {
+        let heard = match (source, self.inner.load(migration).await) {
+            (Some(source), Ok(Some(record))) => ask_source(source, &record, deadline).await,
+            // Without a record there is nothing to ask about; an unreadable one is reported below.
+            _ => Heard::NotAsked,
+        };
+        self.run(migration, DestinationInput::Reconcile(heard), deadline)
+            .await
+    }
+
+    /// Refuses a guest that is on its way, if its copy here is not complete yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TooLate`]: the copy is complete; only the source can turn back, if it still can.
+    /// Else as for [`Destination::reconcile`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting, not what was begun.
+    pub async fn cancel(
+        &self,
+        migration: MigrationId,
+        deadline: Instant,
+    ) -> Result<Standing, Error> {
+        self.run(migration, DestinationInput::Cancel, deadline)
+            .await
+    }
+
+    /// Decides a migration by the word of an operator, in place of the source.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Destination::reconcile`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting, not what was begun.
+    pub async fn resolve(
+        &self,
+        migration: MigrationId,
+        ruling: Ruling,
+        deadline: Instant,
+    ) -> Result<Standing, Error> {
+        self.run(migration, DestinationInput::Rule(ruling), deadline)
+            .await
+    }
+
+    async fn run(
+        &self,
+        migration: MigrationId,
+        input: DestinationInput,
+        deadline: Instant,
+    ) -> Result<Standing, Error> {
+        let fail = |kind, phase, owner| {
+            Error::new(migration, (Side::Destination, phase), kind, owner).settled(false)
+        };
+        let in_doubt = |kind| fail(kind, Phase::Finish, Owner::InDoubt);
+        match self.spawn(migration, input, deadline).await {
+            Ok(Outcome::End(DestinationEnd::TooLate(phase), standing)) => Err(fail(
+                ErrorKind::TooLate,
+                phase,
+                standing.owner.unwrap_or(Owner::InDoubt),
+            )),
+            Ok(Outcome::End(DestinationEnd::Conflict, _)) => Err(in_doubt(ErrorKind::Conflict)),
+            Ok(Outcome::End(_, standing)) => Ok(standing),
+            Ok(Outcome::Reply(_)) => unreachable!("only a request is replied to"),
+            Err((kind, why)) => Err(in_doubt(kind).cause(Some(why.as_str().into()))),
+        }
+    }
+
+    /// Works on a task of its own, and waits for it until the deadline.
+    async fn spawn(
+        &self,
+        migration: MigrationId,
+        input: DestinationInput,
+        deadline: Instant,
+    ) -> Result<Outcome, (ErrorKind, Reason)> {
+        let inner = Arc::clone(&self.inner);
+        let task = tokio::spawn(async move { inner.work(migration, input, deadline).await });
+        match timeout_at(deadline, task).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(panic)) => Err((ErrorKind::Host, Reason::of(&panic))),
+            Err(late) => Err((ErrorKind::Host, Reason::of(&late))),
+        }
+    }
+}
+
+#[async_trait]
+impl Service for Destination {
+    async fn serve(&self, request: Request, deadline: Instant) -> Answer {
+        let Request {
+            migration, epoch, ..
+        } = request;
+        let reply = if matches!(request.call, Call::Status(Side::Source)) {
+            self.inner.source_status(migration).await
+        } else {
+            match self
+                .spawn(migration, DestinationInput::Request(request), deadline)
+                .await
+            {
+                Ok(Outcome::Reply(reply)) => reply,
+                Ok(Outcome::End(..)) => unreachable!("a request ends with a reply"),
+                Err((_, why)) => Reply::Busy(why),
+            }
+        };
+        Answer {
+            migration,
+            epoch,
+            reply,
+        }
+    }
+}
+
+async fn ask_source(source: &dyn Peer, record: &DestinationRecord, deadline: Instant) -> Heard {
+    let request = Request {
+        migration: record.migration,
+        epoch: record.epoch,
+        domain: record.domain,
+        call: Call::Status(Side::Source),
+    };
+    match peer::ask(source, request, deadline)
+        .await
+        .map(|answer| answer.reply)
+    {
+        Ok(Reply::Status(status)) if status.side == Side::Source => Heard::Said(status),
+        Ok(Reply::Unknown) => Heard::NoRecord,
+        Ok(_) | Err(_) => Heard::Silence,
+    }
+}
+
+impl Inner {
+    async fn work(
+        &self,
+        migration: MigrationId,
+        input: DestinationInput,
+        deadline: Instant,
+    ) -> Result<Outcome, (ErrorKind, Reason)> {
+        let place = self.place(migration).ok_or_else(|| {
+            (
+                ErrorKind::Host,
+                Reason::new("too many migrations are under way here"),
+            )
+        })?;
+        let outcome = self.work_at(&place, migration, input, deadline).await;
+        self.leave(migration, place);
+        outcome
+    }
+
+    async fn work_at(
+        &self,
+        place: &Place,
+        migration: MigrationId,
+        input: DestinationInput,
+        deadline: Instant,
+    ) -> Result<Outcome, (ErrorKind, Reason)> {
+        let mut place = timeout_at(deadline, place.lock()).await.map_err(|_| {
+            (
+                ErrorKind::Host,
+                Reason::new("an earlier request is still served"),
+            )
+        })?;
+        let mut machine = match place.take() {
+            Some(machine) => machine,
+            None => DestinationMachine::new(migration, self.load(migration).await?),
+        };
+        let refused = match &input {
+            DestinationInput::Request(request) => self.admit(request, &machine).await,
+            _ => None,
+        };
+        let outcome = match refused {
+            Some(reply) => Outcome::Reply(reply),
+            None => {
+                machine.on(input);
+                self.execute(&mut machine, deadline).await
+            }
+        };
+        *place = Some(machine);
+        Ok(outcome)
+    }
+
+    /// Refuses a guest that another migration still moves.
+    async fn admit(&self, request: &Request, machine: &DestinationMachine) -> Option<Reply> {
+        let new = machine.record().is_none() && !machine.is_over();
+        if !new || !matches!(request.call, Call::Prepare(_)) {
+            return None;
+        }
+        let refusal = Reply::Refused(Reason::new(
+            "an earlier migration of this guest is not settled",
+        ));
+        if !self.claim(request) {
+            return Some(refusal);
+        }
+        match on_time(Instant::now() + UPKEEP, self.journal.list()).await {
+            Ok(records) => records
+                .iter()
+                .any(|record| {
+                    record.domain() == request.domain
+                        && record.migration() != request.migration
+                        && record.refuses_start()
+                })
+                .then_some(refusal),
+            Err(cause) => Some(Reply::Refused(Reason::of(&*cause))),
+        }
+    }
+
+    /// Does what the machine says until it has an answer.
+    async fn execute(&self, machine: &mut DestinationMachine, deadline: Instant) -> Outcome {
+        loop {
+            let input = match machine.action() {
+                DestinationAction::Reply(reply) => {
+                    machine.on(DestinationInput::Replied);
+                    return Outcome::Reply(reply);
+                }
+                DestinationAction::Done(end) => {
+                    machine.on(DestinationInput::Replied);
+                    let owner = machine.record().map(|record| record.stage.owner());
+                    let settled = end == DestinationEnd::Settled;
+                    return Outcome::End(end, Standing { owner, settled });
+                }
+                action => self.act(action, machine, deadline).await,
+            };
+            machine.on(input);
+        }
+    }
+
+    async fn act(
+        &self,
+        action: DestinationAction,
+        machine: &DestinationMachine,
+        deadline: Instant,
+    ) -> DestinationInput {
+        use DestinationInput as In;
+        let migration = machine.migration();
+        let domain = machine.record().map_or(Uuid::nil(), |record| record.domain);
+        let now = Step::new(migration, domain, deadline);
+        let upkeep = Step::new(migration, domain, Instant::now() + UPKEEP);
+        let note = |what: &'static str, why: &Reason| {
+            tracing::warn!(%migration, %domain, %why, "{what}");
+        };
+        match action {
+            DestinationAction::Record(record) => {
+                let record = Record::Destination(record);
+                match on_time(upkeep.deadline, self.journal.store(&record)).await {
+                    Ok(()) => In::Recorded,
+                    Err(cause) => {
+                        note("migration record was not stored", &Reason::of(&*cause));
+                        In::RecordFailed
+                    }
+                }
+            }
+            DestinationAction::Prepare(guest) => {
+                match on_time(deadline, self.host.prepare(now, &guest)).await {
+                    Ok(prepared) => In::Prepared(prepared),
+                    Err(cause) => In::PrepareFailed(Reason::of(&*cause)),
+                }
+            }
+            DestinationAction::Load => match on_time(deadline, self.host.load(now)).await {
+                Ok(Load::Complete) => In::Loaded,
+                Ok(Load::Failed(why)) => In::LoadFailed(why),
+                Ok(Load::Loading) => In::Loading,
+                Err(cause) => {
+                    note("loading guest cannot be seen", &Reason::of(&*cause));
+                    In::Loading
+                }
+            },
+            DestinationAction::Start(run) => {
+                match timeout_at(deadline, self.host.start(now, run)).await {
+                    Ok(Ok(())) => In::Started,
+                    Ok(Err(error)) => In::StartFailed {
+                        ran: error.ran,
+                        why: Reason::of(&error),
+                    },
+                    Err(late) => In::StartFailed {
+                        ran: Ran::Maybe,
+                        why: Reason::of(&late),
+                    },
+                }
+            }
+            DestinationAction::Inspect => {
+                match on_time(upkeep.deadline, self.host.inspect(upkeep)).await {
+                    Ok(copy) => In::Local(copy),
+                    Err(cause) => {
+                        note("copy cannot be seen", &Reason::of(&*cause));
+                        In::InspectFailed
+                    }
+                }
+            }
+            DestinationAction::Discard => {
+                match on_time(upkeep.deadline, self.host.discard(upkeep)).await {
+                    Ok(()) => In::Discarded,
+                    Err(cause) => {
+                        note("copy was not discarded", &Reason::of(&*cause));
+                        In::DiscardFailed
+                    }
+                }
+            }
+            DestinationAction::Forget => {
+                let gone = self.journal.remove(migration, Side::Destination);
+                match on_time(upkeep.deadline, gone).await {
+                    Ok(()) => In::Forgotten,
+                    Err(cause) => {
+                        note("migration record was not removed", &Reason::of(&*cause));
+                        In::ForgetFailed
+                    }
+                }
+            }
+            DestinationAction::Wait | DestinationAction::Reply(_) | DestinationAction::Done(_) => {
+                unreachable!("a machine at work has something to do")
+            }
+        }
+    }
+
+    async fn load(
+        &self,
+        migration: MigrationId,
+    ) -> Result<Option<DestinationRecord>, (ErrorKind, Reason)> {
+        let read = self.journal.load(migration, Side::Destination);
+        match on_time(Instant::now() + UPKEEP, read).await {
+            Ok(Some(Record::Destination(record))) => Ok(Some(record)),
+            Ok(_) => Ok(None),
+            Err(cause) => Err((ErrorKind::Journal, Reason::of(&*cause))),
+        }
+    }
+
+    /// What this daemon's own journal says of a migration that it drives.
+    async fn source_status(&self, migration: MigrationId) -> Reply {
+        let read = self.journal.load(migration, Side::Source);
+        match on_time(Instant::now() + UPKEEP, read).await {
+            Ok(Some(Record::Source(record))) => Reply::Status(record.stage.status()),
+            Ok(_) => Reply::Unknown,
+            Err(cause) => Reply::Busy(Reason::of(&*cause)),
+        }
+    }
+
+    /// The machine's place, made if there is none and room for one.
+    fn place(&self, migration: MigrationId) -> Option<Place> {
+        self.slots(|slots| {
+            if let Some(slot) = slots.live.get(&migration) {
+                return Some(Arc::clone(&slot.machine));
+            }
+            (slots.live.len() < MAX_LIVE + MAX_OVER).then(|| {
+                let place = Place::default();
+                let slot = Slot {
+                    machine: Arc::clone(&place),
+                    claims: None,
+                };
+                slots.live.insert(migration, slot);
+                place
+            })
+        })
+    }
+
+    /// Marks the guest as moved by this migration, unless another one moves it.
+    fn claim(&self, request: &Request) -> bool {
+        self.slots(|slots| {
+            let taken = slots.live.iter().any(|(migration, slot)| {
+                *migration != request.migration && slot.claims == Some(request.domain)
+            });
+            if let Some(slot) = slots.live.get_mut(&request.migration).filter(|_| !taken) {
+                slot.claims = Some(request.domain);
+            }
+            !taken
+        })
+    }
+
+    /// Gives a place up that nobody else holds and nothing is remembered in.
+    fn leave(&self, migration: MigrationId, place: Place) {
+        let (known, over) = match place.try_lock() {
+            Ok(machine) => machine.as_ref().map_or((false, false), |machine| {
+                (machine.record().is_some(), machine.is_over())
+            }),
+            // Somebody else is at work, and leaves later.
+            Err(_) => return,
+        };
+        self.slots(|slots| {
+            if !known && let Some(slot) = slots.live.get_mut(&migration) {
+                slot.claims = None;
+            }
+            // Places are cloned under this lock only, so the count cannot grow: the map's and ours.
+            if !known && !over && Arc::strong_count(&place) == 2 {
+                slots.live.remove(&migration);
+            }
+            if over && !slots.over.contains(&migration) {
+                slots.over.push_back(migration);
+            }
+            if slots.over.len() > MAX_OVER
+                && let Some(oldest) = slots.over.pop_front()
+            {
+                let idle = |slot: &Slot| Arc::strong_count(&slot.machine) == 1;
+                if slots.live.get(&oldest).is_some_and(idle) {
+                    slots.live.remove(&oldest);
+                } else {
+                    slots.over.push_back(oldest);
+                }
+            }
+        });
+    }
+
+    fn slots<R>(&self, change: impl FnOnce(&mut Slots) -> R) -> R {
+        // No user code runs under this lock, and each change is whole at every step.
+        change(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,708 @@
+//! The source side as a plain value: an input in, the next action out.
+//!
+//! No clock, no I/O: [`SourceMachine::action`] says what is to be done now, whoever does it feeds the
+//! outcome to [`SourceMachine::on`]. An input that does not answer the action changes nothing. The
+//! machine can be dropped at any point; [`SourceMachine::recover`] goes on from the journal.
+//!
+//! ```text
+//!  Record(Begin) → Begin → Record(Prepare) → Ask(Prepare) → Record(Perform) → Perform
+//!       │ any failure, or cancel                                                 │
+//!       ▼                                                                        ▼
+//!  Inspect → verdict ◄──────── no answer ── Ask(Finish) ◄──────────── Record(HandingOver)
+//!       │                                        │                     the point of return
+//!       ▼                                        ▼
+//!  Record(Kept) → Confirm(Kept)            Record(Released) → Confirm(Released)
+//!       └──► Ask(Confirm Discard) → Forget       └──► Ask(Confirm Keep) → Forget
+//! ```
+//!
+//! Invariants, each held by `tests/walk.rs`:
+//! 1. `Finish` is asked only while the journal says `HandingOver`.
+//! 2. After that the guest is resumed only when the destination has said that it never will own it,
+//!    and its copy is ended only when the destination has said that it does.
+//! 3. Without an answer the machine asks again or ends in doubt; it never guesses.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::{
+    journal::{SourceRecord, SourceStage},
+    message::{Call, Fate, Guest, Prepared, Reply, Request, Status},
+    phase::{Cookie, MigrationId, Owner, Phase, RunState, Side, TooLate},
+    verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
+};
+
+/// What the source does now.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "an executor must know every action"
+)]
+pub enum SourceAction {
+    /// Store the record; answer `Recorded` or `RecordFailed`.
+    Record(SourceRecord),
+    /// Have the host describe the guest; answer `Begun` or `BeginFailed`.
+    Begin,
+    /// Ask the destination; answer `Answered` or `Silent`.
+    Ask(Request),
+    /// Have the host move the memory and stop the guest; answer `Performed` or `PerformFailed`.
+    Perform(Prepared),
+    /// Have the host look at its copy; answer `Local` or `InspectFailed`.
+    Inspect,
+    /// Have the host end its copy or go on with it; answer `Confirmed` or `ConfirmFailed`.
+    Confirm(Outcome),
+    /// Remove the record; answer `Forgotten` or `ForgetFailed`.
+    Forget,
+    /// Wait a while; answer `Retry`, or `GiveUp` if there was waiting enough.
+    Pause,
+    /// Over.
+    Done(SourceEnd),
+}
+
+/// What becomes of the source's copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a copy is kept or it is not")]
+pub enum Outcome {
+    /// It stays the guest: end what is left of the migration and let it run, if it ran before.
+    Kept(RunState),
+    /// It is not the guest any more, or dead: end it and clear its remains.
+    Released,
+}
+
+/// How a run of the machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceEnd {
+    /// Who owns the guest.
+    pub owner: Owner,
+    /// How it came to this.
+    pub why: EndWhy,
+    /// Whether both sides are through and the record is gone; else the migration is to be taken up again.
+    pub settled: bool,
+}
+
+/// Whether the protocol ran its course.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must tell them apart")]
+pub enum EndWhy {
+    /// It did, to one of its ends.
+    Protocol,
+    /// A later life of this daemon works on the migration; this one has touched nothing since.
+    Superseded,
+    /// The destination contradicts what the source knows for certain.
+    Conflict,
+}
+
+/// What came of an action.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "the outcomes of the actions above")]
+#[expect(missing_docs, reason = "each is named at its action")]
+pub enum SourceInput {
+    Recorded,
+    RecordFailed,
+    Begun {
+        cookie: Cookie,
+        run: RunState,
+    },
+    BeginFailed,
+    Answered(Reply),
+    /// No answer. `sent` is false only if the request certainly never left.
+    Silent {
+        sent: bool,
+    },
+    Performed,
+    PerformFailed,
+    Local(GuestState),
+    InspectFailed,
+    Confirmed,
+    ConfirmFailed,
+    Forgotten,
+    ForgetFailed,
+    Retry,
+    GiveUp,
+}
+
+/// The source side of one migration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SourceMachine {
+    record: SourceRecord,
+    guest: Guest,
+    prepared: Option<Prepared>,
+    /// The destination may know of this migration.
+    told: bool,
+    /// A `Finish` may be on its way, or may have arrived.
+    offered: bool,
+    /// The journal may say `HandingOver` although the record here does not.
+    doubtful: bool,
+    at: At,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum At {
+    Recording { before: SourceStage },
+    Reopening { heard: Option<Status> },
+    Beginning,
+    AskingPrepare,
+    Performing,
+    AskingFinish,
+    Inspecting { heard: Option<Status> },
+    AskingStatus { local: GuestState },
+    Confirming,
+    Closing,
+    Forgetting,
+    Pausing(Again),
+    Over(SourceEnd),
+}
+
+/// What is tried again after a pause.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Again {
+    Reopen { heard: Option<Status> },
+    Record { before: SourceStage },
+    Inspect,
+    Close,
+    Forget,
+}
+
+impl SourceMachine {
+    /// A migration that begins: `record` stands at `Begin`, `home` is where this daemon can be asked.
+    #[must_use]
+    pub fn begin(record: SourceRecord, home: impl Into<Arc<str>>) -> Self {
+        let before = record.stage.clone();
+        Self::at(record, home.into(), At::Recording { before })
+    }
+
+    /// A migration that goes on from what the journal says, in a new epoch.
+    #[must_use]
+    pub fn recover(record: SourceRecord) -> Self {
+        Self::reopen(record, None)
+    }
+
+    /// A migration that an operator decides in place of the destination.
+    #[must_use]
+    pub fn rule(record: SourceRecord, ruling: Ruling) -> Self {
+        let owner = match ruling {
+            Ruling::PeerFenced => Owner::Source,
+            Ruling::PeerOwns => Owner::Destination,
+        };
+        Self::reopen(record, Some(decided(owner)))
+    }
+
+    fn reopen(mut record: SourceRecord, heard: Option<Status>) -> Self {
+        record.epoch = record.epoch.next();
+        let stage = record.stage.clone();
+        let mut machine = Self::at(record, "".into(), At::Reopening { heard });
+        machine.told = stage != SourceStage::Begin;
+        machine.offered = stage == SourceStage::HandingOver;
+        machine
+    }
+
+    fn at(record: SourceRecord, home: Arc<str>, at: At) -> Self {
+        let guest = Guest {
+            cookie: Cookie::empty(),
+            run: record.run,
+            home,
+        };
+        Self {
+            record,
+            guest,
+            prepared: None,
+            told: false,
+            offered: false,
+            doubtful: false,
+            at,
+        }
+    }
+
+    /// Which migration.
+    #[must_use]
+    pub fn migration(&self) -> MigrationId {
+        self.record.migration
+    }
+
+    /// Which guest.
+    #[must_use]
+    pub fn domain(&self) -> Uuid {
+        self.record.domain
+    }
+
+    /// How far the migration came.
+    #[must_use]
+    pub fn stage(&self) -> &SourceStage {
+        &self.record.stage
+    }
+
+    /// What is to be done now.
+    #[must_use]
+    pub fn action(&self) -> SourceAction {
+        match &self.at {
+            At::Recording { .. } | At::Reopening { .. } => {
+                SourceAction::Record(self.record.clone())
+            }
+            At::Beginning => SourceAction::Begin,
+            At::AskingPrepare => self.ask(Call::Prepare(self.guest.clone())),
+            At::Performing => SourceAction::Perform(
+                self.prepared
+                    .clone()
+                    .expect("memory moves only after the prepare answer"),
+            ),
+            At::AskingFinish => self.ask(Call::Finish),
+            At::Inspecting { .. } => SourceAction::Inspect,
+            At::AskingStatus { .. } => self.ask(Call::Status(Side::Destination)),
+            At::Confirming => SourceAction::Confirm(match self.record.stage {
+                SourceStage::Kept { .. } => Outcome::Kept(self.record.run),
+                _ => Outcome::Released,
+            }),
+            At::Closing => self.ask(Call::Confirm(match self.record.stage {
+                SourceStage::Released => Fate::Keep,
+                _ => Fate::Discard,
+            })),
+            At::Forgetting => SourceAction::Forget,
+            At::Pausing(_) => SourceAction::Pause,
+            At::Over(end) => SourceAction::Done(*end),
+        }
+    }
+
+    /// Takes what came of the action.
+    pub fn on(&mut self, input: SourceInput) {
+        use SourceInput as In;
+        match (self.at.clone(), input) {
+            (At::Recording { .. }, In::Recorded) => self.recorded(),
+            (At::Recording { before }, In::RecordFailed) => self.record_failed(before),
+            (At::Reopening { heard }, In::Recorded) => self.at = At::Inspecting { heard },
+            (At::Reopening { heard }, In::RecordFailed) => {
+                self.at = At::Pausing(Again::Reopen { heard });
+            }
+
+            (At::Beginning, In::Begun { cookie, run }) => {
+                self.record.run = run;
+                self.guest.run = run;
+                self.guest.cookie = cookie;
+                self.advance(SourceStage::Prepare);
+            }
+            (At::Beginning, In::BeginFailed) | (At::Performing, In::PerformFailed) => self.look(),
+
+            (At::AskingPrepare, In::Answered(Reply::Prepared(prepared))) => {
+                self.prepared = Some(prepared);
+                self.advance(SourceStage::Perform);
+            }
+            (At::AskingPrepare, In::Answered(Reply::Refused(_)) | In::Silent { sent: false }) => {
+                self.told = false;
+                self.look();
+            }
+            (At::Performing, In::Performed) => self.advance(SourceStage::HandingOver),
+
+            (At::AskingFinish, In::Answered(Reply::Owned)) => self.advance(SourceStage::Released),
+            (At::AskingFinish, In::Answered(Reply::Lost)) => {
+                self.advance(SourceStage::Lost { tell: true });
+            }
+            (At::AskingFinish, In::Answered(Reply::Refused(_))) => {
+                self.at = At::Inspecting {
+                    heard: Some(decided(Owner::Source)),
+                };
+            }
+            // What never left this process gave nothing away.
+            (At::AskingFinish, In::Silent { sent: false }) if !self.offered => {
+                self.at = At::Inspecting {
+                    heard: Some(decided(Owner::Source)),
+                };
+            }
+
+            (At::Inspecting { heard }, In::Local(local)) => {
+                self.judge(local, heard.map_or(Heard::NotAsked, Heard::Said));
+            }
+            (At::Inspecting { .. }, In::InspectFailed) => self.at = At::Pausing(Again::Inspect),
+            (At::AskingStatus { local }, In::Answered(Reply::Status(status))) => {
+                self.judge(local, Heard::Said(status));
+            }
+            (At::AskingStatus { local }, In::Answered(Reply::Unknown)) => {
+                self.judge(local, Heard::NoRecord);
+            }
+
+            (At::Confirming, In::Confirmed) => self.close(),
+            // The copy may have died meanwhile, which changes the verdict.
+            (At::Confirming, In::ConfirmFailed) => self.at = At::Pausing(Again::Inspect),
+            (At::Closing, In::Answered(Reply::Closed)) => self.at = At::Forgetting,
+            (At::Closing, In::Answered(Reply::Conflict)) => self.end(EndWhy::Conflict),
+            (At::Forgetting, In::Forgotten) => {
+                self.at = At::Over(SourceEnd {
+                    owner: self.owner(),
+                    why: EndWhy::Protocol,
+                    settled: true,
+                });
+            }
+            (At::Forgetting, In::ForgetFailed) => self.at = At::Pausing(Again::Forget),
+
+            (
+                At::AskingPrepare | At::AskingFinish | At::AskingStatus { .. } | At::Closing,
+                In::Answered(Reply::Stale { .. }),
+            ) => self.end(EndWhy::Superseded),
+            // Any other answer decides nothing and counts as none.
+            (At::AskingPrepare, In::Answered(_) | In::Silent { .. }) => self.look(),
+            (At::AskingFinish, In::Answered(_) | In::Silent { .. }) => {
+                self.offered = true;
+                self.at = At::Pausing(Again::Inspect);
+            }
+            (At::AskingStatus { local }, In::Answered(_) | In::Silent { .. }) => {
+                self.judge(local, Heard::Silence);
+            }
+            (At::Closing, In::Answered(_) | In::Silent { .. }) => {
+                self.at = At::Pausing(Again::Close);
+            }
+
+            (At::Pausing(again), In::Retry) => {
+                self.at = match again {
+                    Again::Reopen { heard } => At::Reopening { heard },
+                    Again::Record { before } => At::Recording { before },
+                    Again::Inspect => At::Inspecting { heard: None },
+                    Again::Close => At::Closing,
+                    Again::Forget => At::Forgetting,
+                };
+            }
+            (At::Pausing(_), In::GiveUp) => self.end(EndWhy::Protocol),
+
+            (_, _) => {}
+        }
+    }
+
+    /// Whether [`SourceMachine::cancel`] would turn back now.
+    #[must_use]
+    pub fn cancellable(&self) -> bool {
+        match &self.at {
+            At::Recording { .. } => self.record.stage.phase() <= Phase::Finish,
+            At::Beginning | At::AskingPrepare | At::Performing => true,
+            _ => false,
+        }
+    }
+
+    /// Turns back, if the guest was not offered yet. The action at hand must not have been begun if it
+    /// is a `Record`, and may be abandoned half done if it is any other.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLate`]: the guest was offered, or the migration is turning back or over already.
+    pub fn cancel(&mut self) -> Result<(), TooLate> {
+        if !self.cancellable() {
+            return Err(TooLate {
+                phase: self.record.stage.phase(),
+            });
+        }
+        if let At::Recording { before } = &self.at {
+            self.record.stage = before.clone();
+        }
+        self.look();
+        Ok(())
+    }
+
+    fn ask(&self, call: Call) -> SourceAction {
+        SourceAction::Ask(Request {
+            migration: self.record.migration,
+            epoch: self.record.epoch,
+            domain: self.record.domain,
+            call,
+        })
+    }
+
+    fn advance(&mut self, stage: SourceStage) {
+        let before = std::mem::replace(&mut self.record.stage, stage);
+        self.at = At::Recording { before };
+    }
+
+    fn look(&mut self) {
+        self.at = At::Inspecting { heard: None };
+    }
+
+    fn recorded(&mut self) {
+        self.at = match self.record.stage {
+            SourceStage::Begin => At::Beginning,
+            SourceStage::Prepare => {
+                self.told = true;
+                At::AskingPrepare
+            }
+            SourceStage::Perform => At::Performing,
+            SourceStage::HandingOver => At::AskingFinish,
+            SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
+                At::Confirming
+            }
+        };
+    }
+
+    fn record_failed(&mut self, before: SourceStage) {
+        match self.record.stage {
+            // Nothing was touched; what may be on disk must go.
+            SourceStage::Begin => self.at = At::Forgetting,
+            SourceStage::Prepare | SourceStage::Perform => {
+                self.record.stage = before;
+                self.look();
+            }
+            SourceStage::HandingOver => {
+                self.record.stage = before;
+                self.doubtful = true;
+                self.look();
+            }
+            // A record of any earlier stage would lead a restarted daemon to keep the guest as well,
+            // so the guest need not wait for the disk.
+            SourceStage::Kept { .. } if before != SourceStage::HandingOver && !self.doubtful => {
+                self.at = At::Confirming;
+            }
+            SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
+                self.at = At::Pausing(Again::Record { before });
+            }
+        }
+    }
+
+    fn judge(&mut self, local: GuestState, heard: Heard) {
+        match verdict::source(&self.record.stage, local, heard) {
+            SourceVerdict::Keep => self.decide(SourceStage::Kept { tell: self.told }),
+            SourceVerdict::Release => self.decide(SourceStage::Released),
+            SourceVerdict::Lost => self.decide(SourceStage::Lost { tell: self.told }),
+            SourceVerdict::HandOver if self.record.stage == SourceStage::HandingOver => {
+                self.at = At::AskingFinish;
+            }
+            SourceVerdict::HandOver => self.advance(SourceStage::HandingOver),
+            SourceVerdict::Ask => self.at = At::AskingStatus { local },
+            SourceVerdict::InDoubt => self.at = At::Pausing(Again::Inspect),
+        }
+    }
+
+    fn decide(&mut self, stage: SourceStage) {
+        if std::mem::discriminant(&self.record.stage) == std::mem::discriminant(&stage) {
+            self.at = At::Confirming;
+        } else {
+            self.advance(stage);
+        }
+    }
+
+    fn close(&mut self) {
+        self.at = match self.record.stage {
+            SourceStage::Kept { tell: false } | SourceStage::Lost { tell: false } => At::Forgetting,
+            _ => At::Closing,
+        };
+    }
+
+    fn end(&mut self, why: EndWhy) {
+        self.at = At::Over(SourceEnd {
+            owner: self.owner(),
+            why,
+            settled: false,
+        });
+    }
+
+    /// Whom this side may name without its journal: a stage that leaves doubt is in doubt.
+    fn owner(&self) -> Owner {
+        match self.record.stage {
+            // It ends here only if the host could not say how its copy is.
+            SourceStage::Perform => Owner::InDoubt,
+            ref stage => stage.owner(),
+        }
+    }
+}
+
+fn decided(owner: Owner) -> Status {
+    Status {
+        side: Side::Destination,
+        phase: Phase::Confirm,
+        owner,
+        copy: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        message::{CopyState, Ran},
+        phase::{Epoch, Reason},
+    };
+
+    fn machine() -> SourceMachine {
+        SourceMachine::begin(
+            SourceRecord {
+                migration: MigrationId::from_uuid(Uuid::nil()),
+                domain: Uuid::nil(),
+                epoch: Epoch::FIRST,
+                run: RunState::Running,
+                peer: "".into(),
+                stage: SourceStage::Begin,
+            },
+            "",
+        )
+    }
+
+    fn prepared() -> Reply {
+        Reply::Prepared(Prepared {
+            connect: "tcp:b:1".into(),
+            cookie: Cookie::empty(),
+        })
+    }
+
+    fn begun() -> SourceInput {
+        SourceInput::Begun {
+            cookie: Cookie::empty(),
+            run: RunState::Running,
+        }
+    }
+
+    /// The inputs of a migration without trouble, in order.
+    fn good_run() -> Vec<SourceInput> {
+        use SourceInput as In;
+        vec![
+            In::Recorded,
+            begun(),
+            In::Recorded,
+            In::Answered(prepared()),
+            In::Recorded,
+            In::Performed,
+            In::Recorded,
+            In::Answered(Reply::Owned),
+            In::Recorded,
+            In::Confirmed,
+            In::Answered(Reply::Closed),
+            In::Forgotten,
+        ]
+    }
+
+    fn after(steps: usize) -> SourceMachine {
+        let mut machine = machine();
+        for input in good_run().into_iter().take(steps) {
+            machine.on(input);
+        }
+        machine
+    }
+
+    fn asks(machine: &SourceMachine) -> Option<Call> {
+        match machine.action() {
+            SourceAction::Ask(request) => Some(request.call),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_migration_without_trouble_ends_at_the_destination() {
+        let end = SourceEnd {
+            owner: Owner::Destination,
+            why: EndWhy::Protocol,
+            settled: true,
+        };
+        assert_eq!(after(usize::MAX).action(), SourceAction::Done(end));
+    }
+
+    #[test]
+    fn the_guest_is_offered_only_after_the_journal_says_so() {
+        let SourceAction::Record(record) = after(6).action() else {
+            panic!("not recording")
+        };
+        assert_eq!(record.stage, SourceStage::HandingOver);
+        assert_eq!(asks(&after(7)), Some(Call::Finish));
+    }
+
+    #[test]
+    fn cancel_undoes_up_to_the_point_of_return_and_is_too_late_from_there() {
+        for steps in 0..good_run().len() {
+            let mut machine = after(steps);
+            match machine.cancel() {
+                Ok(()) => {
+                    assert!(steps < 7, "cancelled after {steps} steps");
+                    assert_eq!(machine.action(), SourceAction::Inspect);
+                    machine.on(SourceInput::Local(GuestState::Stopped));
+                    assert!(matches!(machine.stage(), SourceStage::Kept { .. }));
+                }
+                Err(late) => {
+                    assert!(steps >= 7, "too late after {steps} steps");
+                    assert!(late.phase >= Phase::Finish);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_finish_answer_neither_resumes_nor_kills() {
+        let mut machine = after(7);
+        machine.on(SourceInput::Silent { sent: true });
+        assert_eq!(machine.action(), SourceAction::Pause);
+        machine.on(SourceInput::Retry);
+        machine.on(SourceInput::Local(GuestState::Stopped));
+        assert_eq!(asks(&machine), Some(Call::Status(Side::Destination)));
+        machine.on(SourceInput::Silent { sent: false });
+        machine.on(SourceInput::GiveUp);
+        let doubt = SourceEnd {
+            owner: Owner::InDoubt,
+            why: EndWhy::Protocol,
+            settled: false,
+        };
+        assert_eq!(machine.action(), SourceAction::Done(doubt));
+    }
+
+    #[test]
+    fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
+        let mut first = after(7);
+        first.on(SourceInput::Silent { sent: false });
+        first.on(SourceInput::Local(GuestState::Stopped));
+        assert_eq!(first.stage(), &SourceStage::Kept { tell: true });
+
+        let mut second = after(7);
+        second.on(SourceInput::Answered(Reply::Busy(Reason::new(
+            "still loading",
+        ))));
+        second.on(SourceInput::Retry);
+        second.on(SourceInput::Local(GuestState::Stopped));
+        second.on(SourceInput::Answered(Reply::Status(Status {
+            side: Side::Destination,
+            phase: Phase::Perform,
+            owner: Owner::Source,
+            copy: None,
+        })));
+        assert_eq!(asks(&second), Some(Call::Finish));
+        second.on(SourceInput::Silent { sent: false });
+        assert_eq!(second.stage(), &SourceStage::HandingOver);
+    }
+
+    #[test]
+    fn a_source_that_died_in_the_middle_offers_the_copy_that_may_be_complete() {
+        let mut machine = after(5);
+        machine.on(SourceInput::PerformFailed);
+        machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
+        machine.on(SourceInput::Recorded);
+        assert_eq!(asks(&machine), Some(Call::Finish));
+        machine.on(SourceInput::Answered(Reply::Refused(Reason::new(
+            "half a guest",
+        ))));
+        machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
+        assert_eq!(
+            asks(&machine),
+            Some(Call::Status(Side::Destination)),
+            "is there a copy?"
+        );
+        machine.on(SourceInput::Answered(Reply::Status(Status {
+            copy: Some(CopyState::Gone(Ran::Never)),
+            ..decided(Owner::Source)
+        })));
+        assert_eq!(machine.stage(), &SourceStage::Lost { tell: true });
+    }
+
+    #[test]
+    fn a_restart_counts_the_epoch_up_before_it_speaks() {
+        let SourceAction::Record(record) = after(6).action() else {
+            panic!("not recording")
+        };
+        let machine = SourceMachine::recover(record);
+        let SourceAction::Record(again) = machine.action() else {
+            panic!("not recording")
+        };
+        assert_eq!(again.epoch, Epoch::FIRST.next());
+    }
+
+    #[test]
+    fn an_input_that_answers_another_action_changes_nothing() {
+        let mut machine = after(7);
+        let before = machine.clone();
+        for input in [
+            SourceInput::Performed,
+            SourceInput::Retry,
+            SourceInput::Forgotten,
+            begun(),
+        ] {
+            machine.on(input);
+            assert_eq!(machine, before);
+        }
+    }
+}

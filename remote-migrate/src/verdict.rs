@@ -1,0 +1,308 @@
+//! Who owns the guest, given a journal record, a look at the local host, and the peer's word or silence.
+//!
+//! Two pure functions, one a side. They serve a daemon that restarts and a migration that goes wrong
+//! under a daemon that does not: the machines come here for every verdict, so there is one table, not
+//! two. Neither function ever takes silence for an answer.
+
+use crate::{
+    journal::{DestinationStage, SourceStage},
+    message::{CopyState, Ran, Status},
+    phase::Owner,
+};
+
+/// What the source's host sees of its own copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a copy is in one of these three states"
+)]
+pub enum GuestState {
+    /// QEMU is alive and the guest runs, or would run if its user had not paused it before the migration.
+    Running,
+    /// QEMU is alive and the guest is stopped because of the migration.
+    Stopped,
+    /// QEMU is dead. `Ran` tells whether the guest may have run on after its memory was complete on
+    /// the other side: QEMU resumes a guest by itself when it takes a migration for failed.
+    Gone(Ran),
+}
+
+/// What is known of the other side's view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a question was asked or not, and answered or not"
+)]
+pub enum Heard {
+    /// Nobody asked yet.
+    NotAsked,
+    /// Asked, and no answer came.
+    Silence,
+    /// It has no record of this migration.
+    NoRecord,
+    /// It said so.
+    Said(Status),
+}
+
+impl Heard {
+    /// The owner that the other side named for good.
+    fn decided(self) -> Option<Owner> {
+        match self {
+            Self::Said(status) if status.decided() => Some(status.owner),
+            _ => None,
+        }
+    }
+}
+
+/// What an operator declares where the other side cannot be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the other side runs the guest or it cannot"
+)]
+pub enum Ruling {
+    /// The other host is off, or cut from power and disks: nothing runs there, and what returns
+    /// returns empty. If that is not true, the guest will run twice.
+    PeerFenced,
+    /// The other side owns the guest. If that is not true, the guest is lost here.
+    PeerOwns,
+}
+
+/// What the source does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the machine must know every verdict"
+)]
+pub enum SourceVerdict {
+    /// The guest stays: record it, let it run again, have the other copy discarded.
+    Keep,
+    /// The destination owns it: record it, kill the copy here.
+    Release,
+    /// Offer it to the destination (again).
+    HandOver,
+    /// No complete copy is left.
+    Lost,
+    /// Ask the destination how it stands.
+    Ask,
+    /// Neither start nor end anything; ask again later.
+    InDoubt,
+}
+
+/// What the source does with a migration that stands at `stage`.
+#[must_use]
+pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerdict {
+    use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost, Release};
+    let gone = matches!(local, GuestState::Gone(_));
+    match stage {
+        SourceStage::Released => Release,
+        SourceStage::Lost { .. } => Lost,
+        SourceStage::Kept { .. } if gone => Lost,
+        SourceStage::Kept { .. } => Keep,
+        // Never offered. Only an operator at the destination can have taken it, so nobody is asked.
+        SourceStage::Begin | SourceStage::Prepare | SourceStage::Perform
+            if heard.decided() == Some(Owner::Destination) =>
+        {
+            Release
+        }
+        SourceStage::Begin | SourceStage::Prepare if gone => Lost,
+        SourceStage::Begin | SourceStage::Prepare => Keep,
+        SourceStage::Perform => match (local, heard) {
+            (GuestState::Running | GuestState::Stopped, _) => Keep,
+            // The other copy, if complete, is the guest as it was last: let the destination look.
+            (GuestState::Gone(Ran::Never), _) => HandOver,
+            (GuestState::Gone(Ran::Maybe), Heard::NotAsked) => Ask,
+            (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
+            (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost,
+            (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
+                _ if status.decided() => Lost,
+                Some(CopyState::Gone(_)) => Lost,
+                // Complete, or still reading what is in flight. It may be older than what ran here
+                // last, so it is neither started nor discarded without a person.
+                _ => InDoubt,
+            },
+        },
+        SourceStage::HandingOver => match (heard.decided(), heard) {
+            (Some(Owner::Destination), _) => Release,
+            (Some(Owner::Nobody), _) => Lost,
+            // Refused, but the copy here died while it waited: one that is complete there is the last.
+            (Some(_), Heard::Said(status)) if gone => match status.copy {
+                None => Ask,
+                Some(CopyState::Complete) => Release,
+                Some(_) => Lost,
+            },
+            (Some(_), _) => Keep,
+            (None, Heard::NotAsked) => Ask,
+            (None, Heard::Silence | Heard::NoRecord) => InDoubt,
+            // Somebody let it run behind our back: the other copy is older, so it is not offered again.
+            (None, Heard::Said(_)) if local == GuestState::Running => InDoubt,
+            (None, Heard::Said(_)) => HandOver,
+        },
+    }
+}
+
+/// What the destination does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the machine must know every verdict"
+)]
+pub enum DestinationVerdict {
+    /// End the copy and forget the migration.
+    Discard,
+    /// Record that this copy never runs, so that the source hears it.
+    Refuse,
+    /// Take the guest (recording that first, if it is not yet) and start it.
+    Start,
+    /// It was started: record that.
+    Own,
+    /// It was taken and is dead: record that.
+    Lose,
+    /// Forget the migration; the copy, if any, is a guest like others now.
+    Forget,
+    /// Leave all as it is; the source or an operator decides.
+    Wait,
+    /// Both sides claim the guest. Touch nothing.
+    Conflict,
+}
+
+/// What the destination does with a migration that stands at `stage`.
+#[must_use]
+pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> DestinationVerdict {
+    use DestinationVerdict::{Conflict, Discard, Forget, Lose, Own, Refuse, Start, Wait};
+    let owner = heard.decided();
+    // The source is known to have the guest, or to know that nobody has.
+    let kept = matches!(owner, Some(Owner::Source | Owner::Nobody));
+    let released = owner == Some(Owner::Destination);
+    let forgotten = heard == Heard::NoRecord;
+    match (stage, local) {
+        (DestinationStage::Preparing, _) => Discard,
+
+        (DestinationStage::Prepared, CopyState::Started) => Conflict,
+        (DestinationStage::Prepared, _) if kept => Discard,
+        (DestinationStage::Prepared, CopyState::Complete) if released => Start,
+        // Without the source's record it cannot be known whether the guest ran on there.
+        (DestinationStage::Prepared, CopyState::Complete) => Wait,
+        (DestinationStage::Prepared, CopyState::Incoming | CopyState::Gone(_)) if forgotten => {
+            Discard
+        }
+        (DestinationStage::Prepared, CopyState::Gone(_)) => Refuse,
+        (DestinationStage::Prepared, CopyState::Incoming) => Wait,
+
+        (DestinationStage::Starting, CopyState::Started) if kept => Conflict,
+        (DestinationStage::Starting, CopyState::Started) => Own,
+        (DestinationStage::Starting, _) if kept => Discard,
+        (DestinationStage::Starting, CopyState::Complete) => Start,
+        (DestinationStage::Starting, CopyState::Gone(Ran::Never)) => Refuse,
+        (DestinationStage::Starting, CopyState::Gone(Ran::Maybe)) => Lose,
+        (DestinationStage::Starting, CopyState::Incoming) => Wait,
+
+        (DestinationStage::Owned, CopyState::Gone(_)) if kept => Forget,
+        (DestinationStage::Owned, _) if kept => Conflict,
+        (DestinationStage::Owned, _) if released || forgotten => Forget,
+        (DestinationStage::Owned, _) => Wait,
+
+        (DestinationStage::Refused { .. }, _) if kept || forgotten => Discard,
+        // It never ran, and the source has lost its own since: the refusal is moot.
+        (DestinationStage::Refused { .. }, CopyState::Complete) if released => Start,
+        (DestinationStage::Refused { .. }, _) if released => Conflict,
+        (DestinationStage::Refused { .. }, _) => Wait,
+
+        (DestinationStage::Lost, _) if owner.is_some() || forgotten => Forget,
+        (DestinationStage::Lost, _) => Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::phase::{Phase, Side};
+
+    const LOCAL: [GuestState; 4] = [
+        GuestState::Running,
+        GuestState::Stopped,
+        GuestState::Gone(Ran::Never),
+        GuestState::Gone(Ran::Maybe),
+    ];
+
+    fn said(phase: Phase, owner: Owner) -> Heard {
+        Heard::Said(Status {
+            side: Side::Destination,
+            phase,
+            owner,
+            copy: Some(CopyState::Complete),
+        })
+    }
+
+    #[test]
+    fn silence_after_the_hand_over_leaves_the_source_in_doubt_whatever_it_sees() {
+        for local in LOCAL {
+            for heard in [Heard::Silence, Heard::NoRecord] {
+                let verdict = source(&SourceStage::HandingOver, local, heard);
+                assert_eq!(verdict, SourceVerdict::InDoubt, "{local:?} {heard:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_destination_that_is_about_to_start_is_not_yet_an_answer() {
+        let starting = said(Phase::Finish, Owner::Destination);
+        let verdict = source(&SourceStage::HandingOver, GuestState::Stopped, starting);
+        assert_eq!(verdict, SourceVerdict::HandOver);
+    }
+
+    #[test]
+    fn the_source_kills_only_what_the_destination_certainly_owns() {
+        let stages = [
+            SourceStage::Begin,
+            SourceStage::Prepare,
+            SourceStage::Perform,
+            SourceStage::HandingOver,
+        ];
+        let phases = [
+            Phase::Begin,
+            Phase::Prepare,
+            Phase::Perform,
+            Phase::Finish,
+            Phase::Confirm,
+        ];
+        let owners = [
+            Owner::Source,
+            Owner::Destination,
+            Owner::InDoubt,
+            Owner::Nobody,
+        ];
+        for stage in &stages {
+            for local in LOCAL {
+                for phase in phases {
+                    for owner in owners {
+                        let verdict = source(stage, local, said(phase, owner));
+                        let gone = matches!(local, GuestState::Gone(_));
+                        let certain = phase == Phase::Confirm
+                            && (owner == Owner::Destination
+                                || gone
+                                    && *stage == SourceStage::HandingOver
+                                    && owner != Owner::Nobody);
+                        assert_eq!(verdict == SourceVerdict::Release, certain);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_complete_copy_waits_until_the_source_is_known_to_own_the_guest() {
+        for heard in [
+            Heard::NotAsked,
+            Heard::Silence,
+            Heard::NoRecord,
+            said(Phase::Perform, Owner::Source),
+            said(Phase::Finish, Owner::InDoubt),
+        ] {
+            let verdict = destination(&DestinationStage::Prepared, CopyState::Complete, heard);
+            assert_eq!(verdict, DestinationVerdict::Wait, "{heard:?}");
+        }
+        let kept = said(Phase::Confirm, Owner::Source);
+        let verdict = destination(&DestinationStage::Prepared, CopyState::Complete, kept);
+        assert_eq!(verdict, DestinationVerdict::Discard);
+    }
+}

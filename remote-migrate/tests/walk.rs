@@ -1,0 +1,238 @@
+//! Walks every state that both machines can reach together, to a stated bound, and checks the law.
+//!
+//! Around the machines: a channel that delays, reorders, duplicates and loses, journals and hosts that
+//! fail, daemons that crash between any two actions and in the middle of one, and guests that are
+//! killed. Breadth first, so that a broken rule shows its shortest story.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+mod world;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt::Write as _,
+};
+
+use world::{Break, Faults, World};
+
+/// A walk ends with an error beyond this many states: then its bound does not hold any more.
+const TOO_MANY: usize = 3_000_000;
+
+struct Walk {
+    states: usize,
+    steps: usize,
+    settled: usize,
+}
+
+/// The shortest story that breaks the law.
+#[derive(Debug)]
+struct Broken {
+    law: &'static str,
+    story: String,
+}
+
+fn walk(faults: Faults, mutation: Break) -> Result<Walk, Broken> {
+    let mut index = HashMap::new();
+    let mut worlds = Vec::new();
+    let mut came_from: Vec<(usize, &'static str)> = Vec::new();
+    // Which states lead to this one without a further fault.
+    let mut healing: Vec<Vec<u32>> = Vec::new();
+    let mut queue = VecDeque::new();
+    let mut steps = 0;
+
+    let first = World::new(faults);
+    index.insert(first.clone(), 0_usize);
+    worlds.push(first);
+    came_from.push((0, "begin"));
+    healing.push(Vec::new());
+    queue.push_back(0);
+
+    while let Some(here) = queue.pop_front() {
+        for step in worlds[here].steps(mutation) {
+            steps += 1;
+            if let Some(law) = step.broken {
+                let mut story = tell(here, &came_from);
+                let _ = writeln!(story, "  {}\n{:#?}", step.label, worlds[here]);
+                return Err(Broken { law, story });
+            }
+            let there = *index.entry(step.world).or_insert_with_key(|world| {
+                worlds.push(world.clone());
+                came_from.push((here, step.label));
+                healing.push(Vec::new());
+                queue.push_back(worlds.len() - 1);
+                worlds.len() - 1
+            });
+            if !step.fault {
+                healing[there].push(u32::try_from(here).unwrap());
+            }
+        }
+        assert!(
+            worlds.len() < TOO_MANY,
+            "the bound does not hold: {} states",
+            worlds.len()
+        );
+    }
+
+    let mut heals = vec![false; worlds.len()];
+    let mut queue: VecDeque<usize> = (0..worlds.len())
+        .filter(|at| worlds[*at].is_settled())
+        .collect();
+    let settled = queue.len();
+    queue.iter().for_each(|at| heals[*at] = true);
+    while let Some(here) = queue.pop_front() {
+        for before in &healing[here] {
+            let before = *before as usize;
+            if !std::mem::replace(&mut heals[before], true) {
+                queue.push_back(before);
+            }
+        }
+    }
+    if let Some(stuck) = heals.iter().position(|heals| !heals) {
+        let mut story = tell(stuck, &came_from);
+        let _ = writeln!(story, "{:#?}", worlds[stuck]);
+        return Err(Broken {
+            law: "with links healed and daemons back, one owner is reached",
+            story,
+        });
+    }
+    Ok(Walk {
+        states: worlds.len(),
+        steps,
+        settled,
+    })
+}
+
+fn tell(mut at: usize, came_from: &[(usize, &'static str)]) -> String {
+    let mut lines = Vec::new();
+    while at != 0 {
+        lines.push(came_from[at].1);
+        at = came_from[at].0;
+    }
+    lines.iter().rev().fold(String::new(), |mut story, line| {
+        let _ = writeln!(story, "  {line}");
+        story
+    })
+}
+
+#[track_caller]
+fn holds(name: &str, faults: Faults) -> usize {
+    match walk(faults, Break::Nothing) {
+        Ok(Walk {
+            states,
+            steps,
+            settled,
+        }) => {
+            println!("{name}: {states} states, {steps} steps, {settled} settled; the law holds");
+            states
+        }
+        Err(Broken { law, story }) => panic!("{name}: broken: {law}\n{story}"),
+    }
+}
+
+#[test]
+fn the_law_holds_under_crashes_of_either_daemon_and_a_bad_link() {
+    let faults = Faults {
+        source_crashes: 1,
+        destination_crashes: 1,
+        copies: 1,
+        cancels: 1,
+        gives_up: 1,
+        ..Faults::default()
+    };
+    let states = holds("crashes", faults);
+    assert!(
+        states >= 20_000,
+        "only {states} states: the walk has lost its reach"
+    );
+}
+
+#[test]
+fn the_law_holds_when_hosts_and_journals_fail() {
+    holds(
+        "failures",
+        Faults {
+            source_crashes: 1,
+            destination_crashes: 1,
+            failures: 2,
+            gives_up: 1,
+            ..Faults::default()
+        },
+    );
+}
+
+#[test]
+fn the_law_holds_when_guests_are_killed() {
+    let faults = Faults {
+        source_crashes: 1,
+        destination_crashes: 1,
+        kills: 1,
+        failures: 1,
+        gives_up: 1,
+        ..Faults::default()
+    };
+    holds("kills", faults);
+}
+
+#[test]
+fn without_faults_the_guest_moves() {
+    holds("no faults", Faults::default());
+}
+
+#[track_caller]
+fn is_found(mutation: Break) {
+    let faults = Faults {
+        source_crashes: 1,
+        destination_crashes: 1,
+        copies: 1,
+        failures: 1,
+        cancels: 1,
+        gives_up: 1,
+        ..Faults::default()
+    };
+    let Err(Broken { law, story }) = walk(faults, mutation) else {
+        panic!("nobody noticed {mutation:?}");
+    };
+    println!(
+        "{mutation:?} breaks: {law}, in {} steps",
+        story.lines().count()
+    );
+}
+
+#[test]
+fn resuming_after_a_lost_finish_answer_is_found() {
+    is_found(Break::ResumeOnLostFinish);
+}
+
+#[test]
+fn killing_the_source_after_a_lost_finish_answer_is_found() {
+    is_found(Break::KillOnLostFinish);
+}
+
+#[test]
+fn starting_the_guest_before_the_journal_says_so_is_found() {
+    is_found(Break::StartBeforeJournal);
+}
+
+#[test]
+fn offering_the_guest_before_the_journal_says_so_is_found() {
+    is_found(Break::OfferBeforeJournal);
+}
+
+#[test]
+fn refusing_before_the_journal_says_so_is_found() {
+    is_found(Break::RefuseBeforeJournal);
+}
+
+#[test]
+fn cancelling_past_the_point_of_return_is_found() {
+    is_found(Break::CancelTooLate);
+}
+
+#[test]
+fn discarding_a_complete_copy_upon_silence_is_found() {
+    is_found(Break::DiscardOnSilence);
+}
+
+#[test]
+fn forgetting_before_the_peer_has_confirmed_is_found() {
+    is_found(Break::ForgetUnconfirmed);
+}

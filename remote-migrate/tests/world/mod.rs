@@ -1,0 +1,881 @@
+//! Both machines, their hosts and journals, and the channel between them, as one value.
+//!
+//! The hosts are models: a guest is running, stopped or dead, and a copy is nowhere, coming, complete
+//! or started. What no daemon can see, but the law speaks of, is kept in [`Truth`].
+
+use remote_migrate::{
+    Answer, Call, Cookie, CopyState, DestinationRecord, DestinationStage, Epoch, Fate, MigrationId,
+    Owner, Phase, Prepared, Ran, Reason, Reply, Request, RunState, Side, SourceRecord, SourceStage,
+    Status,
+    destination::{DestinationAction, DestinationInput as DIn, DestinationMachine},
+    source::{EndWhy, Outcome, SourceAction, SourceInput as SIn, SourceMachine},
+    verdict::{GuestState, Heard, Ruling},
+};
+use uuid::Uuid;
+
+/// How many faults of each sort one story may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Faults {
+    /// Crashes of the source's daemon.
+    pub(crate) source_crashes: u8,
+    /// Crashes of the destination's daemon.
+    pub(crate) destination_crashes: u8,
+    /// Messages that arrive twice.
+    pub(crate) copies: u8,
+    /// Steps of a host, and writes, that fail.
+    pub(crate) failures: u8,
+    /// Cancels, at the source.
+    pub(crate) cancels: u8,
+    /// Times the source stops asking again.
+    pub(crate) gives_up: u8,
+    /// Guests that are killed.
+    pub(crate) kills: u8,
+}
+
+/// A rule that is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Break {
+    Nothing,
+    ResumeOnLostFinish,
+    KillOnLostFinish,
+    StartBeforeJournal,
+    OfferBeforeJournal,
+    RefuseBeforeJournal,
+    CancelTooLate,
+    DiscardOnSilence,
+    ForgetUnconfirmed,
+}
+
+/// One thing that can happen next.
+pub(crate) struct Step {
+    pub(crate) label: &'static str,
+    pub(crate) world: World,
+    /// Not part of a run in which links heal and daemons return.
+    pub(crate) fault: bool,
+    /// The law that this step breaks.
+    pub(crate) broken: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Life {
+    Running,
+    Stopped,
+    Dead,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Copied {
+    Nothing,
+    Incoming,
+    Complete,
+    Started,
+    Dead,
+}
+
+/// What only the world knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Truth {
+    /// The destination's copy ran.
+    ran_there: bool,
+    /// The guest ran on at the source after the destination's copy was complete.
+    ran_on: bool,
+    /// The destination's journal has named the destination once.
+    taken: bool,
+    /// The source's journal has named the source for good once.
+    kept: bool,
+    /// A guest was killed.
+    killed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    source: Option<SourceMachine>,
+    /// The request that the source waits for an answer to has left.
+    asked: bool,
+    source_journal: Option<SourceRecord>,
+    guest: Life,
+    destination: DestinationMachine,
+    destination_journal: Option<DestinationRecord>,
+    /// What the destination serves now.
+    serving: Option<Request>,
+    copy: Copied,
+    /// The copy became a guest like others: the migration that made it is forgotten.
+    settled_there: bool,
+    requests: Vec<Request>,
+    answers: Vec<(Request, Answer)>,
+    faults: Faults,
+    truth: Truth,
+}
+
+fn id() -> MigrationId {
+    MigrationId::from_uuid(Uuid::nil())
+}
+
+fn why() -> Reason {
+    Reason::new("")
+}
+
+impl World {
+    pub(crate) fn new(faults: Faults) -> Self {
+        let record = SourceRecord {
+            migration: id(),
+            domain: Uuid::nil(),
+            epoch: Epoch::FIRST,
+            run: RunState::Running,
+            peer: "".into(),
+            stage: SourceStage::Begin,
+        };
+        Self {
+            source: Some(SourceMachine::begin(record, "")),
+            asked: false,
+            source_journal: None,
+            guest: Life::Running,
+            destination: DestinationMachine::new(id(), None),
+            destination_journal: None,
+            serving: None,
+            copy: Copied::Nothing,
+            settled_there: false,
+            requests: Vec::new(),
+            answers: Vec::new(),
+            faults,
+            truth: Truth::default(),
+        }
+    }
+
+    /// Nobody remembers anything, nothing is left over, and one guest runs, or its loss is no surprise.
+    pub(crate) fn is_settled(&self) -> bool {
+        let forgotten = self.source_journal.is_none()
+            && self.destination_journal.is_none()
+            && self.source.is_none()
+            && self.destination.action() == DestinationAction::Wait;
+        let clean =
+            matches!(self.copy, Copied::Nothing | Copied::Dead) && self.guest != Life::Stopped;
+        let owners = usize::from(self.guest == Life::Running) + usize::from(self.settled_there);
+        forgotten && clean && (owners == 1 || owners == 0 && self.truth.killed)
+    }
+
+    pub(crate) fn steps(&self, mutation: Break) -> Vec<Step> {
+        let mut steps = Steps {
+            from: self,
+            mutation,
+            out: Vec::new(),
+        };
+        steps.source();
+        steps.destination();
+        steps.channel();
+        steps.world();
+        steps.out
+    }
+}
+
+struct Steps<'a> {
+    from: &'a World,
+    mutation: Break,
+    out: Vec<Step>,
+}
+
+impl Steps<'_> {
+    /// What the source's daemon does, or what becomes of it.
+    fn source(&mut self) {
+        let Some(machine) = &self.from.source else {
+            if let Some(record) = self.from.source_journal.clone() {
+                let ruled = record.clone();
+                self.add("source daemon returns", false, move |world| {
+                    world.source = Some(SourceMachine::recover(record));
+                    None
+                });
+                self.rule_source(ruled);
+            }
+            return;
+        };
+        if machine.cancellable() || self.mutation == Break::CancelTooLate {
+            self.costs(
+                |faults| &mut faults.cancels,
+                "cancel",
+                |world| {
+                    let machine = world.source.as_mut().unwrap();
+                    if machine.cancel().is_err() {
+                        machine.on(SIn::Answered(Reply::Refused(why())));
+                    }
+                    world.asked = false;
+                    None
+                },
+            );
+        }
+        match machine.action() {
+            SourceAction::Record(record) => {
+                let skip = self.mutation == Break::OfferBeforeJournal
+                    && record.stage == SourceStage::HandingOver;
+                let stored = record.clone();
+                self.source_does("source records", move |world| {
+                    if !skip {
+                        world.store_source(record);
+                    }
+                    (SIn::Recorded, None)
+                });
+                self.source_fails("source's journal fails", |_| (SIn::RecordFailed, None));
+                self.source_fails(
+                    "source's journal fails after all was written",
+                    move |world| {
+                        world.store_source(stored);
+                        (SIn::RecordFailed, None)
+                    },
+                );
+            }
+            SourceAction::Begin => {
+                self.source_does("source begins", |_| {
+                    (
+                        SIn::Begun {
+                            cookie: Cookie::empty(),
+                            run: RunState::Running,
+                        },
+                        None,
+                    )
+                });
+                self.source_fails("begin fails", |_| (SIn::BeginFailed, None));
+            }
+            SourceAction::Ask(request) => self.ask(request),
+            SourceAction::Perform(_) => self.perform(),
+            SourceAction::Inspect => {
+                let seen = match self.from.guest {
+                    Life::Running => GuestState::Running,
+                    Life::Stopped => GuestState::Stopped,
+                    Life::Dead => GuestState::Gone(Ran::Maybe),
+                };
+                self.source_does("source looks", move |_| (SIn::Local(seen), None));
+                if self.from.guest == Life::Dead && !self.from.truth.ran_on {
+                    self.source_does("source looks, and can prove that nothing ran on", |_| {
+                        (SIn::Local(GuestState::Gone(Ran::Never)), None)
+                    });
+                }
+                self.source_fails("source cannot look", |_| (SIn::InspectFailed, None));
+            }
+            SourceAction::Confirm(outcome) => {
+                self.source_does("source confirms", move |world| world.confirm(outcome));
+                self.source_fails("source's confirm fails", |_| (SIn::ConfirmFailed, None));
+            }
+            SourceAction::Forget => {
+                self.source_does("source forgets", |world| {
+                    world.source_journal = None;
+                    (SIn::Forgotten, None)
+                });
+                self.source_fails("source cannot forget", |_| (SIn::ForgetFailed, None));
+            }
+            SourceAction::Pause => {
+                self.source_does("source asks again", |_| (SIn::Retry, None));
+                self.costs(
+                    |faults| &mut faults.gives_up,
+                    "source gives up",
+                    |world| {
+                        world.source.as_mut().unwrap().on(SIn::GiveUp);
+                        None
+                    },
+                );
+            }
+            SourceAction::Done(end) => self.add("source is done", false, move |world| {
+                world.source = None;
+                let truth = &world.truth;
+                let right = match end.owner {
+                    Owner::Source => !truth.ran_there,
+                    Owner::Destination => truth.taken || truth.killed,
+                    Owner::Nobody => truth.killed,
+                    Owner::InDoubt => !end.settled,
+                };
+                let expected = right && end.why == EndWhy::Protocol;
+                (!expected).then_some("the end that is named is the end there is")
+            }),
+        }
+        self.costs(
+            |faults| &mut faults.destination_crashes,
+            "source daemon crashes",
+            |world| {
+                world.crash_source();
+                None
+            },
+        );
+    }
+
+    fn ask(&mut self, request: Request) {
+        if self.from.asked {
+            let lost_finish = request.call == Call::Finish;
+            let mutation = self.mutation;
+            self.source_does("source hears nothing", move |_| {
+                let input = match mutation {
+                    Break::ResumeOnLostFinish if lost_finish => {
+                        SIn::Answered(Reply::Refused(why()))
+                    }
+                    Break::KillOnLostFinish if lost_finish => SIn::Answered(Reply::Owned),
+                    Break::ForgetUnconfirmed if matches!(request.call, Call::Confirm(_)) => {
+                        SIn::Answered(Reply::Closed)
+                    }
+                    _ => SIn::Silent { sent: true },
+                };
+                (input, None)
+            });
+        } else {
+            self.add("source asks", false, move |world| {
+                world.asked = true;
+                // The wire tells answers to an earlier call of another kind apart.
+                world.answers.retain(|(asked, _)| *asked == request);
+                world.send(request);
+                None
+            });
+            self.add("source cannot send", true, |world| {
+                world
+                    .source
+                    .as_mut()
+                    .unwrap()
+                    .on(SIn::Silent { sent: false });
+                None
+            });
+        }
+    }
+
+    fn perform(&mut self) {
+        let flows = self.from.copy == Copied::Incoming && self.from.guest != Life::Dead;
+        if flows {
+            self.source_does("memory moves", |world| {
+                world.guest = Life::Stopped;
+                world.copy = Copied::Complete;
+                (SIn::Performed, None)
+            });
+            self.source_fails("memory moves but its end is not seen", |world| {
+                world.guest = Life::Stopped;
+                world.copy = Copied::Complete;
+                (SIn::PerformFailed, None)
+            });
+            self.source_fails("memory moves but QEMU resumes the guest", |world| {
+                world.copy = Copied::Complete;
+                (SIn::PerformFailed, None)
+            });
+            self.source_fails("memory breaks off", |world| {
+                world.copy = Copied::Dead;
+                (SIn::PerformFailed, None)
+            });
+        } else {
+            self.source_does("memory goes nowhere", |_| (SIn::PerformFailed, None));
+        }
+    }
+
+    /// An operator who knows the truth.
+    fn rule_source(&mut self, record: SourceRecord) {
+        let copy = self.from.copy;
+        let over_there = self.from.settled_there || copy == Copied::Started;
+        let nothing_there = matches!(copy, Copied::Nothing | Copied::Dead);
+        let stale_there = self.from.guest == Life::Dead && self.from.truth.ran_on;
+        let undecided = matches!(
+            record.stage,
+            SourceStage::Perform | SourceStage::HandingOver
+        );
+        if undecided && !over_there && (nothing_there || stale_there) {
+            self.add(
+                "an operator rules that nothing is at the destination",
+                false,
+                |world| {
+                    world.source = Some(SourceMachine::rule(record, Ruling::PeerFenced));
+                    None
+                },
+            );
+        }
+    }
+
+    /// What the destination's daemon does, or what becomes of it.
+    fn destination(&mut self) {
+        match self.from.destination.action() {
+            DestinationAction::Wait => self.idle(),
+            DestinationAction::Record(record) => {
+                let skip = match self.mutation {
+                    Break::StartBeforeJournal => record.stage == DestinationStage::Starting,
+                    Break::RefuseBeforeJournal => {
+                        matches!(record.stage, DestinationStage::Refused { .. })
+                    }
+                    _ => false,
+                };
+                let stored = record.clone();
+                self.destination_does("destination records", move |world| {
+                    if !skip {
+                        world.store_destination(record);
+                    }
+                    (DIn::Recorded, None)
+                });
+                self.destination_fails("destination's journal fails", |_| {
+                    (DIn::RecordFailed, None)
+                });
+                self.destination_fails("destination's journal fails after all", move |world| {
+                    world.store_destination(stored);
+                    (DIn::RecordFailed, None)
+                });
+            }
+            DestinationAction::Prepare(_) => {
+                if matches!(self.from.copy, Copied::Nothing | Copied::Dead)
+                    && !self.from.settled_there
+                {
+                    self.destination_does("destination prepares", |world| {
+                        world.copy = Copied::Incoming;
+                        let place = Prepared {
+                            connect: "".into(),
+                            cookie: Cookie::empty(),
+                        };
+                        (DIn::Prepared(place), None)
+                    });
+                    self.destination_fails("prepare fails", |_| (DIn::PrepareFailed(why()), None));
+                } else {
+                    self.destination_does("there is such a guest already", |_| {
+                        (DIn::PrepareFailed(why()), None)
+                    });
+                }
+            }
+            DestinationAction::Load => match self.from.copy {
+                Copied::Complete => self.destination_does("all is loaded", |_| (DIn::Loaded, None)),
+                Copied::Incoming if self.from.guest == Life::Dead => {
+                    self.destination_does("the stream ends early", |world| {
+                        world.copy = Copied::Dead;
+                        (DIn::LoadFailed(why()), None)
+                    });
+                }
+                Copied::Incoming => {
+                    self.destination_does("not all is loaded", |_| (DIn::Loading, None));
+                }
+                _ => self.destination_does("nothing loads", |_| (DIn::LoadFailed(why()), None)),
+            },
+            DestinationAction::Start(_) => self.start(),
+            DestinationAction::Inspect => {
+                let seen = match self.from.copy {
+                    Copied::Nothing | Copied::Dead => CopyState::Gone(Ran::Maybe),
+                    Copied::Incoming => CopyState::Incoming,
+                    Copied::Complete => CopyState::Complete,
+                    Copied::Started => CopyState::Started,
+                };
+                self.destination_does("destination looks", move |_| (DIn::Local(seen), None));
+                if seen == CopyState::Gone(Ran::Maybe) && !self.from.truth.ran_there {
+                    self.destination_does(
+                        "destination looks, and can prove that nothing ran",
+                        |_| (DIn::Local(CopyState::Gone(Ran::Never)), None),
+                    );
+                }
+                self.destination_fails("destination cannot look", |_| (DIn::InspectFailed, None));
+            }
+            DestinationAction::Discard => {
+                self.destination_does("destination discards", |world| world.discard());
+                self.destination_fails("discard fails", |_| (DIn::DiscardFailed, None));
+            }
+            DestinationAction::Forget => {
+                self.destination_does("destination forgets", |world| {
+                    world.destination_journal = None;
+                    let left = matches!(world.copy, Copied::Incoming | Copied::Complete);
+                    if world.copy == Copied::Started {
+                        world.copy = Copied::Nothing;
+                        world.settled_there = true;
+                    }
+                    (DIn::Forgotten, left.then_some("nothing is left behind"))
+                });
+                self.destination_fails("destination cannot forget", |_| (DIn::ForgetFailed, None));
+            }
+            DestinationAction::Reply(reply) => {
+                self.destination_does("destination answers", move |world| {
+                    let asked = world.serving.take().unwrap();
+                    let answer = Answer {
+                        migration: id(),
+                        epoch: asked.epoch,
+                        reply,
+                    };
+                    let pair = (asked, answer);
+                    if world.source.is_some() && !world.answers.contains(&pair) {
+                        world.answers.push(pair);
+                    }
+                    (DIn::Replied, None)
+                });
+            }
+            DestinationAction::Done(_) => {
+                self.destination_does("destination is done", |_| (DIn::Replied, None));
+            }
+        }
+        if self.from.destination_journal.is_some() || self.from.serving.is_some() {
+            self.costs(
+                |faults| &mut faults.destination_crashes,
+                "destination daemon crashes",
+                |world| {
+                    world.crash_destination();
+                    None
+                },
+            );
+        }
+    }
+
+    /// Between two requests.
+    fn idle(&mut self) {
+        let Some(record) = &self.from.destination_journal else {
+            return;
+        };
+        let heard = match &self.from.source_journal {
+            Some(record) => Heard::Said(record.stage.status()),
+            None => Heard::NoRecord,
+        };
+        let silence = match self.mutation {
+            Break::DiscardOnSilence => Heard::Said(Status {
+                side: Side::Source,
+                phase: Phase::Confirm,
+                owner: Owner::Source,
+                copy: None,
+            }),
+            _ => Heard::Silence,
+        };
+        let orphaned = self.from.guest == Life::Dead
+            && self.from.source.is_none()
+            && self.from.source_journal.is_some()
+            && self.from.copy == Copied::Complete
+            && record.stage == DestinationStage::Prepared
+            && !self.from.truth.ran_on;
+        for (label, heard) in [("asks the source", heard), ("hears no source", silence)] {
+            self.add(label, false, move |world| {
+                world.destination.on(DIn::Reconcile(heard));
+                None
+            });
+        }
+        if orphaned {
+            self.add(
+                "an operator rules that the source is dead",
+                false,
+                |world| {
+                    world.destination.on(DIn::Rule(Ruling::PeerFenced));
+                    None
+                },
+            );
+        }
+        self.costs(
+            |faults| &mut faults.failures,
+            "cancel at the destination",
+            |world| {
+                world.destination.on(DIn::Cancel);
+                None
+            },
+        );
+    }
+
+    fn start(&mut self) {
+        match self.from.copy {
+            Copied::Complete => {
+                self.destination_does("destination starts the guest", |world| {
+                    let broken = world.start();
+                    (DIn::Started, broken)
+                });
+                self.destination_fails("QEMU refuses to start", |_| {
+                    (
+                        DIn::StartFailed {
+                            ran: Ran::Never,
+                            why: why(),
+                        },
+                        None,
+                    )
+                });
+                self.destination_fails("start is lost", |_| {
+                    (
+                        DIn::StartFailed {
+                            ran: Ran::Maybe,
+                            why: why(),
+                        },
+                        None,
+                    )
+                });
+                self.destination_fails("start's answer is lost", |world| {
+                    let broken = world.start();
+                    (
+                        DIn::StartFailed {
+                            ran: Ran::Maybe,
+                            why: why(),
+                        },
+                        broken,
+                    )
+                });
+            }
+            Copied::Started => self.destination_does("it runs already", |_| (DIn::Started, None)),
+            _ => self.destination_does("nothing to start", |_| {
+                (
+                    DIn::StartFailed {
+                        ran: Ran::Maybe,
+                        why: why(),
+                    },
+                    None,
+                )
+            }),
+        }
+    }
+
+    /// What the link does. A request that never arrives is one that nobody takes out: whoever waits may
+    /// hear nothing at any time. One that nobody waits for any more may still arrive, as a fault.
+    fn channel(&mut self) {
+        let waits_for = match self.from.source.as_ref().map(SourceMachine::action) {
+            Some(SourceAction::Ask(request)) if self.from.asked => Some(request),
+            _ => None,
+        };
+        let idle = self.from.destination.action() == DestinationAction::Wait;
+        for (at, request) in self.from.requests.iter().enumerate().filter(|_| idle) {
+            let late = waits_for.as_ref() != Some(request);
+            self.add(label(&request.call), late, |world| {
+                world.requests.remove(at);
+                world.deliver(request.clone());
+                None
+            });
+            self.costs(
+                |faults| &mut faults.copies,
+                "a first copy arrives",
+                |world| {
+                    world.deliver(request.clone());
+                    None
+                },
+            );
+        }
+        for (at, (asked, answer)) in self.from.answers.iter().enumerate() {
+            if waits_for.as_ref() == Some(asked) {
+                let reply = answer.reply.clone();
+                self.source_does("an answer arrives", move |world| {
+                    world.answers.remove(at);
+                    (SIn::Answered(reply), None)
+                });
+            }
+        }
+    }
+
+    /// What happens to guests.
+    fn world(&mut self) {
+        if self.from.guest != Life::Dead && !self.from.settled_there {
+            self.costs(
+                |faults| &mut faults.kills,
+                "the source's guest is killed",
+                |world| {
+                    world.guest = Life::Dead;
+                    world.truth.killed = true;
+                    None
+                },
+            );
+        }
+        if matches!(
+            self.from.copy,
+            Copied::Incoming | Copied::Complete | Copied::Started
+        ) {
+            self.costs(
+                |faults| &mut faults.kills,
+                "the destination's copy is killed",
+                |world| {
+                    world.copy = Copied::Dead;
+                    world.truth.killed = true;
+                    None
+                },
+            );
+        }
+    }
+
+    /// The source's action was carried out: with its outcome known, or with a crash before it is.
+    fn source_does(
+        &mut self,
+        label: &'static str,
+        effect: impl FnOnce(&mut World) -> (SIn, Option<&'static str>),
+    ) {
+        let mut world = self.from.clone();
+        let (input, broken) = effect(&mut world);
+        let mut crashed = world.clone();
+        world.source.as_mut().unwrap().on(input);
+        world.asked = false;
+        self.push(label, false, world, broken);
+        if crashed.faults.source_crashes > 0 && crashed != *self.from {
+            crashed.faults.source_crashes -= 1;
+            crashed.crash_source();
+            self.push("source daemon crashes in the middle", true, crashed, broken);
+        }
+    }
+
+    fn source_fails(
+        &mut self,
+        label: &'static str,
+        effect: impl FnOnce(&mut World) -> (SIn, Option<&'static str>),
+    ) {
+        self.costs(
+            |faults| &mut faults.failures,
+            label,
+            |world| {
+                let (input, broken) = effect(world);
+                world.source.as_mut().unwrap().on(input);
+                broken
+            },
+        );
+    }
+
+    fn destination_does(
+        &mut self,
+        label: &'static str,
+        effect: impl FnOnce(&mut World) -> (DIn, Option<&'static str>),
+    ) {
+        let mut world = self.from.clone();
+        let (input, broken) = effect(&mut world);
+        let mut crashed = world.clone();
+        world.destination.on(input);
+        self.push(label, false, world, broken);
+        if crashed.faults.destination_crashes > 0 && crashed != *self.from {
+            crashed.faults.destination_crashes -= 1;
+            crashed.crash_destination();
+            self.push(
+                "destination daemon crashes in the middle",
+                true,
+                crashed,
+                broken,
+            );
+        }
+    }
+
+    fn destination_fails(
+        &mut self,
+        label: &'static str,
+        effect: impl FnOnce(&mut World) -> (DIn, Option<&'static str>),
+    ) {
+        self.costs(
+            |faults| &mut faults.failures,
+            label,
+            |world| {
+                let (input, broken) = effect(world);
+                world.destination.on(input);
+                broken
+            },
+        );
+    }
+
+    /// A fault, while the story may still have one of its sort.
+    fn costs(
+        &mut self,
+        budget: impl FnOnce(&mut Faults) -> &mut u8,
+        label: &'static str,
+        effect: impl FnOnce(&mut World) -> Option<&'static str>,
+    ) {
+        let mut world = self.from.clone();
+        let left = budget(&mut world.faults);
+        if *left > 0 {
+            *left -= 1;
+            let broken = effect(&mut world);
+            self.push(label, true, world, broken);
+        }
+    }
+
+    fn add(
+        &mut self,
+        label: &'static str,
+        fault: bool,
+        effect: impl FnOnce(&mut World) -> Option<&'static str>,
+    ) {
+        let mut world = self.from.clone();
+        let broken = effect(&mut world);
+        self.push(label, fault, world, broken);
+    }
+
+    fn push(
+        &mut self,
+        label: &'static str,
+        fault: bool,
+        mut world: World,
+        broken: Option<&'static str>,
+    ) {
+        if world.guest == Life::Running && world.copy == Copied::Complete {
+            world.truth.ran_on = true;
+        }
+        let there = world.copy == Copied::Started || world.settled_there;
+        let twice = (world.guest == Life::Running && there)
+            .then_some("the guest never runs twice at any instant");
+        self.out.push(Step {
+            label,
+            world,
+            fault,
+            broken: twice.or(broken),
+        });
+    }
+}
+
+impl World {
+    fn store_source(&mut self, record: SourceRecord) {
+        self.truth.kept |= matches!(record.stage, SourceStage::Kept { .. });
+        self.source_journal = Some(record);
+    }
+
+    fn store_destination(&mut self, record: DestinationRecord) {
+        self.truth.taken |= record.stage == DestinationStage::Starting;
+        self.destination_journal = Some(record);
+    }
+
+    fn confirm(&mut self, outcome: Outcome) -> (SIn, Option<&'static str>) {
+        match outcome {
+            Outcome::Kept(_) if self.guest == Life::Dead => (SIn::ConfirmFailed, None),
+            Outcome::Kept(_) => {
+                self.guest = Life::Running;
+                (
+                    SIn::Confirmed,
+                    self.truth
+                        .ran_there
+                        .then_some("the guest never goes back in time"),
+                )
+            }
+            Outcome::Released => {
+                let complete = std::mem::replace(&mut self.guest, Life::Dead) != Life::Dead;
+                let lost = complete && !self.truth.taken;
+                (
+                    SIn::Confirmed,
+                    lost.then_some("a complete copy is not discarded too early"),
+                )
+            }
+        }
+    }
+
+    fn start(&mut self) -> Option<&'static str> {
+        self.copy = Copied::Started;
+        self.truth.ran_there = true;
+        self.truth
+            .ran_on
+            .then_some("the guest never goes back in time")
+    }
+
+    fn discard(&mut self) -> (DIn, Option<&'static str>) {
+        let broken = match self.copy {
+            Copied::Started => Some("a running guest is not discarded"),
+            // Where the guest ran on at the source, this copy is of no use to anybody.
+            Copied::Complete if !self.truth.kept && !self.truth.ran_on => {
+                Some("a complete copy is not discarded too early")
+            }
+            _ => None,
+        };
+        if self.copy != Copied::Nothing {
+            self.copy = Copied::Dead;
+        }
+        (DIn::Discarded, broken)
+    }
+
+    fn send(&mut self, request: Request) {
+        if !self.requests.contains(&request) {
+            self.requests.push(request);
+            // In which order they were sent makes no difference: any may arrive first.
+            self.requests
+                .sort_by_key(|request| (request.epoch, label(&request.call)));
+        }
+    }
+
+    fn deliver(&mut self, request: Request) {
+        self.serving = Some(request.clone());
+        self.destination.on(DIn::Request(request));
+    }
+
+    fn crash_source(&mut self) {
+        self.source = None;
+        self.asked = false;
+        self.answers.clear();
+    }
+
+    fn crash_destination(&mut self) {
+        self.serving = None;
+        self.destination = DestinationMachine::new(id(), self.destination_journal.clone());
+    }
+}
+
+fn label(call: &Call) -> &'static str {
+    match call {
+        Call::Prepare(_) => "prepare arrives",
+        Call::Finish => "finish arrives",
+        Call::Confirm(Fate::Keep) => "confirm (keep) arrives",
+        Call::Confirm(Fate::Discard) => "confirm (discard) arrives",
+        Call::Status(_) => "status arrives",
+    }
+}

@@ -1,0 +1,222 @@
+//! A driver with real guests for the suite, the demo and the benches: where QEMU and the guest's image are, how a guest
+//! is described, what its console says.
+//!
+//! Knows the driver's public face only. Ends every QEMU it started, also when a test panics.
+
+#![allow(dead_code, reason = "each of its users needs a part of it")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use driver::{Defaults, Domain, Driver, Error, Guest, Kernel, Serial};
+use rustix::process::Pid;
+pub(crate) use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout_at};
+use transport_host::Transports;
+
+/// What the commands of `xtask` found or built, by the variables they set.
+#[derive(Clone, Debug)]
+pub(crate) struct Env {
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    pub(crate) transports: PathBuf,
+}
+
+impl Env {
+    /// What there is, or which variables are missing.
+    pub(crate) fn find() -> Result<Self, String> {
+        let mut missing = Vec::new();
+        let mut path = |name: &'static str| match std::env::var_os(name) {
+            Some(path) => PathBuf::from(path),
+            None => {
+                missing.push(name);
+                PathBuf::new()
+            }
+        };
+        let env = Self {
+            qemu: path("VMWRIGHT_QEMU"),
+            kernel: path("VMWRIGHT_KERNEL"),
+            initrd: path("VMWRIGHT_INITRD"),
+            transports: path("VMWRIGHT_TRANSPORTS"),
+        };
+        if missing.is_empty() {
+            Ok(env)
+        } else {
+            Err(format!(
+                "{} not set; `cargo xtask` sets them",
+                missing.join(", ")
+            ))
+        }
+    }
+
+    /// The plugins, loaded from their directory.
+    pub(crate) fn transports(&self) -> Result<Transports, String> {
+        let mut builder = Transports::builder();
+        let report = builder
+            .load_dir(&self.transports)
+            .map_err(|error| error.to_string())?;
+        if let Some(refused) = report.refused.first() {
+            return Err(refused.error.to_string());
+        }
+        builder.build().map_err(|error| error.to_string())
+    }
+}
+
+/// A driver with a directory of its own.
+pub(crate) struct Rig {
+    pub(crate) env: Env,
+    pub(crate) driver: Driver,
+    pub(crate) dir: TempDir,
+}
+
+impl Rig {
+    pub(crate) fn new(env: &Env) -> Self {
+        Self::with(env, Defaults::default())
+    }
+
+    pub(crate) fn with(env: &Env, defaults: Defaults) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let transports = env.transports().expect("the staged plugins load");
+        let driver = Driver::builder(transports, dir.path().join("run"))
+            .qemu(&env.qemu)
+            .defaults(defaults)
+            .build();
+        Self {
+            env: env.clone(),
+            driver: driver.expect("the run directory can be made"),
+            dir,
+        }
+    }
+
+    /// A guest that boots the image and counts on its console.
+    pub(crate) fn guest(&self, name: &str) -> Guest {
+        let arguments = "console=ttyS0 quiet".into();
+        let kernel = Kernel {
+            initrd: Some(self.env.initrd.clone()),
+            arguments,
+            ..Kernel::new(&self.env.kernel)
+        };
+        Guest {
+            memory_mib: 256,
+            kernel: Some(kernel),
+            serial: Serial::File(self.console_path(name)),
+            ..Guest::new(name)
+        }
+    }
+
+    /// A machine without a system: its QEMU answers after 30 ms, and nothing runs in it.
+    pub(crate) fn empty(&self, name: &str) -> Guest {
+        Guest {
+            machine: "none".into(),
+            memory_mib: 1,
+            agent: driver::AgentChannel::None,
+            ..Guest::new(name)
+        }
+    }
+
+    pub(crate) fn console_path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.console"))
+    }
+
+    pub(crate) fn console(&self, name: &str) -> Console {
+        Console(self.console_path(name))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for domain in self.driver.domains() {
+            if let Some(pid) = domain.observed().pid {
+                // The driver has not reaped it yet, so the number is still its own.
+                kill(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// Sends a signal to a process this rig started and has not reaped.
+pub(crate) fn kill(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .expect("a process id");
+    // It may have ended by itself.
+    let _gone = rustix::process::kill_process(pid, signal);
+}
+
+/// The console of a guest, as a file.
+pub(crate) struct Console(PathBuf);
+
+impl Console {
+    pub(crate) fn text(&self) -> String {
+        fs::read(&self.0)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The numbers the guest counted, in the order in which it did.
+    pub(crate) fn ticks(&self) -> Vec<u64> {
+        let text = self.text();
+        // The last line may be half written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok())
+            .collect()
+    }
+
+    /// Waits until the guest has counted to more than `tick`.
+    pub(crate) async fn past(&self, tick: u64, limit: Duration) -> Result<u64, String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(last) = self.ticks().last().filter(|last| **last > tick) {
+                return Ok(*last);
+            }
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "the console did not get past tick {tick} in {limit:?}:\n{}",
+                    self.text()
+                ));
+            }
+            // A file tells nobody that it grew.
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Waits until `done` holds for who holds and waits for the domain.
+pub(crate) async fn jobs_until(
+    domain: &Domain,
+    limit: Duration,
+    done: impl Fn(&job_core::Snapshot) -> bool,
+) -> bool {
+    let deadline = Instant::now() + limit;
+    let looking = async {
+        while !done(&domain.jobs()) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout_at(deadline, looking).await.is_ok()
+}
+
+/// Starts a guest and waits until its agent answers. Yields how long that took.
+pub(crate) async fn boot(rig: &Rig, name: &str) -> Result<(Domain, Duration), Error> {
+    let began = Instant::now();
+    let domain = rig
+        .driver
+        .start(rig.guest(name), driver::StartOptions::default())
+        .await?;
+    domain
+        .wait_agent()
+        .deadline(Duration::from_secs(60))
+        .await?;
+    Ok((domain, began.elapsed()))
+}
+
+/// Whether nothing is left of the run directory of a guest.
+pub(crate) fn is_clean(rig: &Rig, domain: &Domain) -> bool {
+    !Path::new(&rig.dir.path().join("run").join(domain.uuid().to_string())).exists()
+}
