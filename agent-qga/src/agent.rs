@@ -257,10 +257,16 @@ impl Qga for Agent {
         {
             return Err(Error::closed(&name, self.end(), Effect::None));
         }
-        // The task answers by the deadline. If it ends before it took the call, nothing was sent.
-        result
-            .await
-            .unwrap_or_else(|_| Err(Error::closed(&name, self.end(), Effect::None)))
+        // The task answers by the deadline. If it ended in good order and did not, it had not taken
+        // the call; if it was stopped, nobody knows how far the call was.
+        result.await.unwrap_or_else(|_| {
+            let why = self.end();
+            let effect = match why {
+                Closed::Stopped => Effect::Unknown,
+                _ => Effect::None,
+            };
+            Err(Error::closed(&name, why, effect))
+        })
     }
 
     fn note(&self, signal: Signal) {

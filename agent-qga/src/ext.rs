@@ -254,9 +254,8 @@ fn output(state: ExecState, limits: Limits) -> Result<Output, Error> {
 /// At most `limit` bytes of what `text` stands for, and whether that is not all.
 fn decode(text: Option<String>, limit: usize) -> Result<(Vec<u8>, bool), Error> {
     let mut text = text.unwrap_or_default().into_bytes();
-    // Four characters carry three bytes. One group more than needed shows whether there is more.
-    let enough = (limit / 3 + 1).saturating_mul(4).saturating_add(4);
-    text.truncate(enough);
+    // Four characters carry three bytes, and one byte over the limit shows that there is more.
+    text.truncate((limit / 3 + 1).saturating_mul(4));
     let mut bytes = BASE64
         .decode(text)
         .map_err(|error| Error::unexpected_reply(ExecStatus::NAME, &error))?;

@@ -72,10 +72,12 @@ pub(crate) fn arguments(guest: &Guest, channels: Channels, incoming: bool) -> Ve
             }),
         );
     }
-    line.json(
-        "-device",
-        json!({"driver": "virtio-balloon-pci", "id": "balloon"}),
-    );
+    if guest.balloon {
+        line.json(
+            "-device",
+            json!({"driver": "virtio-balloon-pci", "id": "balloon"}),
+        );
+    }
 
     if let Some(kernel) = &guest.kernel {
         line.option("-kernel", &kernel.image);

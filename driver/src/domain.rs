@@ -20,7 +20,7 @@ use crate::events::{Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
 pub(crate) use live::{Live, resync};
-pub(crate) use reap::{last_words, reap};
+pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
 use state::{Observation, Observed, Run};
 
 /// How many things a domain remembers for those who ask later.

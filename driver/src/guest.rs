@@ -57,6 +57,9 @@ pub struct Guest {
     /// Whether it has a channel for the guest agent.
     #[serde(default)]
     pub agent: AgentChannel,
+    /// Whether it has a balloon, by which memory is taken back. Needs a machine with PCI.
+    #[serde(default = "default_balloon")]
+    pub balloon: bool,
     /// Arguments for QEMU that the description has no word for, as they are. Unchecked: who may set them may do
     /// whatever QEMU may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -204,6 +207,7 @@ impl Guest {
             disks: Vec::new(),
             serial: Serial::default(),
             agent: AgentChannel::default(),
+            balloon: default_balloon(),
             extra_arguments: Vec::new(),
         }
     }
@@ -322,6 +326,10 @@ fn default_machine() -> String {
 
 fn default_memory() -> u64 {
     512
+}
+
+fn default_balloon() -> bool {
+    true
 }
 
 fn default_vcpus() -> u16 {

@@ -130,10 +130,12 @@ pub struct Process {
     pid: u32,
     pidfd: AsyncFd<OwnedFd>,
     exit: Mutex<Option<Exit>>,
+    /// Whether it is for us to reap. A child that another part of this program started is its own to wait for.
+    is_ours: bool,
 }
 
 impl Process {
-    /// Watches a process through its pidfd. Must be called in a tokio runtime.
+    /// Watches a process that this driver started, through its pidfd, and reaps it. Must be called in a tokio runtime.
     ///
     /// # Errors
     ///
@@ -146,11 +148,12 @@ impl Process {
             pid,
             pidfd,
             exit: Mutex::new(None),
+            is_ours: true,
         })
     }
 
     /// Watches a process that somebody else started, if `is_it` still holds once its pidfd is open: a pid that was
-    /// reused before cannot be mistaken then.
+    /// reused before cannot be mistaken then. It is not reaped.
     ///
     /// # Errors
     ///
@@ -163,7 +166,10 @@ impl Process {
                 format!("process {number} is another one"),
             ));
         }
-        Self::watch(number, pidfd)
+        Ok(Self {
+            is_ours: false,
+            ..Self::watch(number, pidfd)?
+        })
     }
 
     /// Its process id, for people. It is reused once the process was reaped.
@@ -185,10 +191,11 @@ impl Process {
     }
 
     fn reap(&self) -> Exit {
-        match rustix::process::waitid(
-            WaitId::PidFd(self.pidfd.as_fd()),
-            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-        ) {
+        let mut options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if !self.is_ours {
+            options |= WaitIdOptions::NOWAIT;
+        }
+        match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
             Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
                 (Some(status), _) => Exit::Status(status),
                 (None, Some(signal)) => Exit::Signal(signal),
@@ -264,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_finds_the_descriptors_it_was_given_and_no_others() {
-        let (read, write) = std::io::pipe().unwrap();
+        let (read, write) = io::pipe().unwrap();
         let write = OwnedFd::from(write);
         let script = format!("echo given > /proc/self/fd/{}", number(&write));
         let process = launched(Launch {
@@ -273,7 +280,7 @@ mod tests {
         })
         .await;
         assert_eq!(process.exited().await, Exit::Status(0));
-        assert_eq!(std::io::read_to_string(read).unwrap(), "given\n");
+        assert_eq!(io::read_to_string(read).unwrap(), "given\n");
     }
 
     #[tokio::test]

@@ -56,7 +56,6 @@ pub(crate) struct Waiting {
     want: Want,
     since: Tick,
     key: Option<Key>,
-    waker: Option<Waker>,
 }
 
 impl Waiting {
@@ -67,41 +66,34 @@ impl Waiting {
             want,
             since,
             key: Some(key),
-            waker: None,
         }
     }
 
     /// Looks whether the turn came, and leaves the waker if not.
     pub(crate) fn poll(&mut self, waker: &Waker) -> Poll<Result<Held, BeginError>> {
-        // Cloned before the lock is taken: a waker is somebody else's code.
-        let fresh = match &self.waker {
-            Some(known) if known.will_wake(waker) => None,
-            _ => Some(waker.clone()),
-        };
+        // Cloned before the lock is taken and dropped after it: a waker is somebody else's code.
+        let mut mine = Some(waker.clone());
         let key = self.key.expect("a place is polled until it is ready");
         let now = now();
-        let (claim, old) = self.shared.with(|ledger, after| {
+        let (claim, _left) = self.shared.with(|ledger, after| {
             let mut effects = Effects::default();
             let claim = ledger.slots.claim(key, now, &mut effects);
             ledger.settle(effects, now, after);
-            let old = match claim {
+            match claim {
                 Claim::Waiting => {
                     let place = ledger.pending[key as usize]
                         .as_mut()
                         .expect("a waiter is pending");
-                    fresh.clone().map(|fresh| place.waker.replace(fresh))
+                    // Left anew at each poll: a grant that was taken back has used up the last one.
+                    std::mem::swap(&mut place.waker, &mut mine);
+                    (claim, None)
                 }
                 Claim::Granted { .. } | Claim::Failed(_) => {
                     self.key = None;
-                    Some(ledger.forget(key).and_then(|pending| pending.waker))
+                    (claim, ledger.forget(key))
                 }
-            };
-            (claim, old)
+            }
         });
-        drop(old);
-        if fresh.is_some() {
-            self.waker = fresh;
-        }
         match claim {
             Claim::Waiting => Poll::Pending,
             Claim::Granted { generation } => {
@@ -125,7 +117,10 @@ impl Waiting {
     pub(crate) fn timed_out(&self) -> BeginError {
         let now = now();
         let waited = Duration::from_nanos(now.saturating_sub(self.since));
-        let holder = lock(&self.shared.ledger).blocker(self.want, now);
+        // A grant that came in this very instant is our own, and nobody's who was in the way.
+        let holder = lock(&self.shared.ledger)
+            .blocker(self.want, now)
+            .filter(|holder| holder.id != self.id);
         debug!(domain = %self.shared.domain, job = self.id, kind = %self.want.kind(), ?waited, "job timed out");
         BeginError::TimedOut {
             wanted: self.want.kind(),
@@ -164,4 +159,76 @@ pub(crate) async fn wait(
             .map(|()| Err(waiting.timed_out())),
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::task::Context;
+
+    use futures::FutureExt;
+    use futures::task::{ArcWake, waker};
+
+    use super::*;
+    use crate::{Job, JobKind, Scheduler};
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Bell(std::sync::atomic::AtomicUsize);
+
+    impl ArcWake for Bell {
+        fn wake_by_ref(bell: &std::sync::Arc<Self>) {
+            bell.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    impl Bell {
+        fn rings(&self) -> usize {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    /// What a begin or release does in passing, a second after the last grant.
+    fn take_back(domain: &Scheduler) -> u32 {
+        domain
+            .0
+            .with(|ledger, after| ledger.reclaim(Tick::MAX, after))
+    }
+
+    #[test]
+    fn a_waiter_whose_grant_was_taken_back_keeps_its_age_and_is_woken_again() {
+        let domain = Scheduler::new("d");
+        let bell = std::sync::Arc::new(Bell::default());
+        let waker = waker(bell.clone());
+        let mut cx = Context::from_waker(&waker);
+        let begin = |owner| {
+            domain
+                .caller(owner)
+                .begin(JobKind::Query, pending())
+                .boxed()
+        };
+        let holder = domain.caller("holder").try_begin(JobKind::Query).unwrap();
+        let (mut late, mut next) = (begin("late"), begin("next"));
+        assert!(late.poll_unpin(&mut cx).is_pending());
+        assert!(next.poll_unpin(&mut cx).is_pending());
+        let mut younger = begin("younger");
+        assert!(younger.poll_unpin(&mut cx).is_pending());
+
+        drop(holder);
+        assert_eq!(bell.rings(), 1, "the oldest is granted");
+        assert_eq!(take_back(&domain), 1);
+        assert_eq!(bell.rings(), 2, "its grant passes on to the next");
+        let next: Job = match next.poll_unpin(&mut cx) {
+            Poll::Ready(job) => job.unwrap(),
+            Poll::Pending => panic!("the next was granted"),
+        };
+        assert!(late.poll_unpin(&mut cx).is_pending(), "it queues again");
+        drop(next);
+        assert_eq!(bell.rings(), 3, "it is woken by the same waker as before");
+        assert!(younger.poll_unpin(&mut cx).is_pending());
+        assert!(
+            late.poll_unpin(&mut cx).is_ready(),
+            "it goes before those that came after it"
+        );
+    }
 }

@@ -62,13 +62,20 @@ impl Overdue {
     pub fn sweep(&self) {
         let mut domains = std::mem::take(&mut lock(&self.0).domains);
         domains.retain(Shared::sweep);
-        lock(&self.0).domains.append(&mut domains);
+        self.fill(domains);
     }
 
     pub(crate) fn add(&self, domain: &Arc<Shared>) {
+        self.fill(vec![domain.clone()]);
+    }
+
+    fn fill(&self, mut domains: Vec<Arc<Shared>>) {
         let waker = {
             let mut list = lock(&self.0);
-            list.domains.push(domain.clone());
+            list.domains.append(&mut domains);
+            if list.domains.is_empty() {
+                return;
+            }
             list.waker.take()
         };
         if let Some(waker) = waker {

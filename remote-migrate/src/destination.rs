@@ -378,9 +378,14 @@ impl DestinationMachine {
             }),
             Job::Serve(Call::Finish) => At::Replying(last.unwrap_or(Reply::Unknown)),
             Job::Serve(Call::Status(_)) => At::Replying(Reply::Unknown),
-            Job::Serve(Call::Confirm(fate)) => {
+            Job::Serve(Call::Confirm(Fate::Keep)) => At::Replying(match last {
+                Some(Reply::Lost) => Reply::Lost,
+                // A stray prepare may have been refused since, because the guest lives here.
+                _ => Reply::Closed,
+            }),
+            Job::Serve(Call::Confirm(Fate::Discard)) => {
                 // A request to prepare may be on its way still: it must make nothing.
-                if fate == Fate::Discard && last.is_none() {
+                if last.is_none() {
                     self.closed = Some(Reply::Refused(Reason::new("discarded")));
                 }
                 At::Replying(Reply::Closed)

@@ -322,6 +322,18 @@ impl SourceMachine {
             // The copy may have died meanwhile, which changes the verdict.
             (At::Confirming, In::ConfirmFailed) => self.at = At::Pausing(Again::Inspect),
             (At::Closing, In::Answered(Reply::Closed)) => self.at = At::Forgetting,
+            // What was given away died before it could be started.
+            (At::Closing, In::Answered(Reply::Lost))
+                if self.record.stage == SourceStage::Released =>
+            {
+                self.advance(SourceStage::Lost { tell: false });
+            }
+            // An operator has let the destination have what is dead here.
+            (At::Closing, In::Answered(Reply::Conflict))
+                if matches!(self.record.stage, SourceStage::Lost { .. }) =>
+            {
+                self.advance(SourceStage::Released);
+            }
             (At::Closing, In::Answered(Reply::Conflict)) => self.end(EndWhy::Conflict),
             (At::Forgetting, In::Forgotten) => {
                 self.at = At::Over(SourceEnd {

@@ -204,6 +204,7 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
         (DestinationStage::Refused { .. }, _) if kept || forgotten => Discard,
         // It never ran, and the source has lost its own since: the refusal is moot.
         (DestinationStage::Refused { .. }, CopyState::Complete) if released => Start,
+        (DestinationStage::Refused { .. }, CopyState::Gone(_)) if released => Lose,
         (DestinationStage::Refused { .. }, _) if released => Conflict,
         (DestinationStage::Refused { .. }, _) => Wait,
 

@@ -133,7 +133,7 @@ fn the_law_holds_under_crashes_of_either_daemon_and_a_bad_link() {
     let faults = Faults {
         source_crashes: 1,
         destination_crashes: 1,
-        copies: 1,
+        strays: 1,
         cancels: 1,
         gives_up: 1,
         ..Faults::default()
@@ -182,7 +182,7 @@ fn is_found(mutation: Break) {
     let faults = Faults {
         source_crashes: 1,
         destination_crashes: 1,
-        copies: 1,
+        strays: 1,
         failures: 1,
         cancels: 1,
         gives_up: 1,
@@ -235,4 +235,104 @@ fn discarding_a_complete_copy_upon_silence_is_found() {
 #[test]
 fn forgetting_before_the_peer_has_confirmed_is_found() {
     is_found(Break::ForgetUnconfirmed);
+}
+#[test]
+#[ignore]
+fn measure() {
+    let z = Faults::default();
+    let b = Faults { source_crashes: 1, destination_crashes: 1, ..z };
+    for (n, f) in [
+        ("2sc+2dc", Faults { source_crashes: 2, destination_crashes: 2, ..z }),
+        ("+2strays", Faults { strays: 2, ..b }),
+        ("+fail+kill", Faults { failures: 1, kills: 1, ..b }),
+        ("+2fail", Faults { failures: 2, ..b }),
+        ("+kill+stray", Faults { strays: 1, kills: 1, ..b }),
+        ("+2kill", Faults { kills: 2, ..b }),
+        ("+fail+stray+c+g", Faults { failures: 1, strays: 1, cancels: 1, gives_up: 1, ..b }),
+
+        ("none", z),
+        (
+            "sc",
+            Faults {
+                source_crashes: 1,
+                ..z
+            },
+        ),
+        (
+            "dc",
+            Faults {
+                destination_crashes: 1,
+                ..z
+            },
+        ),
+        ("strays", Faults { strays: 1, ..z }),
+        ("fail", Faults { failures: 1, ..z }),
+        ("cancel", Faults { cancels: 1, ..z }),
+        ("giveup", Faults { gives_up: 1, ..z }),
+        ("kill", Faults { kills: 1, ..z }),
+        (
+            "sc+dc",
+            Faults {
+                source_crashes: 1,
+                destination_crashes: 1,
+                ..z
+            },
+        ),
+        (
+            "sc+dc+c",
+            Faults {
+                source_crashes: 1,
+                destination_crashes: 1,
+                cancels: 1,
+                ..z
+            },
+        ),
+        (
+            "sc+dc+kill",
+            Faults {
+                source_crashes: 1,
+                destination_crashes: 1,
+                kills: 1,
+                ..z
+            },
+        ),
+        (
+            "sc+dc+fail",
+            Faults {
+                source_crashes: 1,
+                destination_crashes: 1,
+                failures: 1,
+                ..z
+            },
+        ),
+        (
+            "sc+dc+giveup",
+            Faults {
+                source_crashes: 1,
+                destination_crashes: 1,
+                gives_up: 1,
+                ..z
+            },
+        ),
+        (
+            "sc+dc+copy",
+            Faults {
+                source_crashes: 1,
+                destination_crashes: 1,
+                strays: 1,
+                ..z
+            },
+        ),
+    ] {
+        let t = std::time::Instant::now();
+        match walk(f, Break::Nothing) {
+            Ok(w) => println!(
+                "{n}: {} states {} steps {:?}",
+                w.states,
+                w.steps,
+                t.elapsed()
+            ),
+            Err(b) => println!("{n}: BROKEN {} {} {:?}", b.law, b.story, t.elapsed()),
+        }
+    }
 }

@@ -1,1 +1,39 @@
-fn main() {}
+//! The suite: the driver with all its parts, on fakes where QEMU will not show a case on demand, and on real QEMU with a
+//! real guest for everything that matters.
+//!
+//! What the machine lacks is reported as ignored, by name and with the reason.
+
+mod harness;
+mod rig;
+
+mod attach;
+mod bad_input;
+mod death;
+mod jobs;
+mod lifecycle;
+mod save;
+mod silence;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two guests at once fit two cores; more makes boots slow.
+    arguments.test_threads.get_or_insert(2);
+    let modules: [(&str, harness::Tests); 7] = [
+        ("attach", attach::TESTS),
+        ("bad_input", bad_input::TESTS),
+        ("death", death::TESTS),
+        ("jobs", jobs::TESTS),
+        ("lifecycle", lifecycle::TESTS),
+        ("save", save::TESTS),
+        ("silence", silence::TESTS),
+    ];
+    let trials: Vec<Trial> = modules
+        .into_iter()
+        .flat_map(|(module, tests)| harness::trials(module, tests))
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

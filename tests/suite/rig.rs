@@ -113,6 +113,7 @@ impl Rig {
             machine: "none".into(),
             memory_mib: 1,
             agent: driver::AgentChannel::None,
+            balloon: false,
             ..Guest::new(name)
         }
     }
@@ -129,7 +130,9 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         for domain in self.driver.domains() {
-            if let Some(pid) = domain.observed().pid {
+            if domain.records().attached.is_none()
+                && let Some(pid) = domain.observed().pid
+            {
                 // The driver has not reaped it yet, so the number is still its own.
                 kill(pid, Signal::KILL);
             }

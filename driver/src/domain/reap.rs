@@ -19,11 +19,14 @@ use crate::process::{Exit, Process};
 
 /// After the monitor's end of file the process is given this long to end too. QEMU closes its sockets while it exits;
 /// measured, the pidfd follows within 2 ms.
-const EXIT_AFTER_EOF: Duration = Duration::from_secs(1);
+pub(crate) const EXIT_AFTER_EOF: Duration = Duration::from_secs(1);
+/// An ended process leaves its events in the socket, with the end of file behind them: reading them takes no longer than
+/// the reader's turn.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// The clean-up waits for the guards of the old guest, which are evicted after ten seconds.
 const CLEANUP: Duration = Duration::from_secs(60);
 
-/// Follows a guest to its end. `log` is where its QEMU's standard error went, if it is ours.
+/// Follows a guest to its end.
 pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
     let closing = domain.context.closing.clone();
     // A driver that goes away leaves its guests running.
@@ -32,14 +35,15 @@ pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
     };
     info!(domain = %domain.name, generation = live.generation, %why, "guest ended");
     if is_over {
-        domain.observe(Observation::Ended(why.clone()));
+        // In this order: who sees that it is off finds no job of the old guest in the way.
         let cleanup = domain.end_generation(live.generation, &why);
+        domain.observe(Observation::Ended(why));
         clean_up(&domain, &live, cleanup).await;
         return;
     }
     // Nobody may believe that the guest is gone: its process runs on, and only a destroy ends it now.
-    domain.observe(Observation::Lost);
     drop(domain.end_generation(live.generation, &why));
+    domain.observe(Observation::Lost);
     let Some(process) = &live.process else {
         // Without a process to watch, the connection was all there was of it.
         domain.observe(Observation::Ended(why));
@@ -48,15 +52,22 @@ pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
     };
     if let Some(exit) = closing.run_until_cancelled(process.exited()).await {
         let why = live.doomed().unwrap_or_else(|| died(&domain, &live, exit));
-        domain.observe(Observation::Ended(why.clone()));
         let cleanup = domain.end_generation(live.generation, &why);
+        domain.observe(Observation::Ended(why));
         clean_up(&domain, &live, cleanup).await;
     }
 }
 
 /// How the guest ended, and whether its process did.
 async fn end_of(domain: &Inner, live: &Live) -> (GoneWhy, bool) {
-    let exited = async |process: &Process| (why(domain, live, process.exited().await), true);
+    let exited = async |process: &Process| {
+        let exit = process.exited().await;
+        if live.monitor().is_some() {
+            // What it told last is on its way through the monitor: why it shut down, above all.
+            let _late = timeout(LAST_EVENTS, live.wait_monitor_closed()).await;
+        }
+        (why(domain, live, exit), true)
+    };
     match &live.process {
         Some(process) => tokio::select! {
             end = exited(process) => end,

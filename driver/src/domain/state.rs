@@ -111,6 +111,11 @@ impl Observed {
     /// Takes an observation in.
     pub(crate) fn apply(&mut self, observation: Observation<'_>, now: SystemTime) {
         use command::RunState;
+        let is_first = matches!(observation, Observation::Launched { .. });
+        if self.run == Run::Off && !is_first {
+            // What an ended guest said last may still come in; it must not come back to life by it.
+            return;
+        }
         self.revision += 1;
         let run = match observation {
             Observation::Launched { generation, pid } => {
@@ -220,6 +225,20 @@ mod tests {
             Observation::Event(&QmpEvent::Stop),
         ]);
         assert_eq!(panicked.run, Run::Qemu(RunState::GuestPanicked));
+    }
+
+    #[test]
+    fn an_ended_guest_is_not_brought_back_by_its_last_words() {
+        let ended = after([
+            LAUNCHED,
+            Observation::Ended(GoneWhy::Destroyed),
+            Observation::Event(&QmpEvent::Resume),
+            Observation::Status(RunState::Running),
+            Observation::Health(Health::Ok),
+            Observation::Ended(GoneWhy::ShutDown),
+        ]);
+        assert_eq!((ended.run, ended.health), (Run::Off, Health::Closed));
+        assert_eq!(ended.ended, Some(GoneWhy::Destroyed));
     }
 
     #[test]

@@ -11,16 +11,16 @@ use std::sync::Arc;
 use job_core::{AsyncKind, GoneWhy, Guard};
 use monitor_qmp::{Monitor, Qmp, command};
 use tokio::net::UnixStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::command_line::{Channels, arguments};
 use crate::domain::state::Observation;
-use crate::domain::{Domain, Live, last_words, reap, resync};
+use crate::domain::{Domain, EXIT_AFTER_EOF, Live, last_words, reap, resync};
 use crate::error::{Cause, Error, io};
 use crate::events::{Pump, What};
 use crate::guest::{AgentChannel, Guest, Serial};
 use crate::ops::{AsyncOp, Call, Deadline};
-use crate::process::{Launch, Process, number};
+use crate::process::{Exit, Launch, Process, number};
 use crate::wire::MonitorWire;
 
 /// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
@@ -80,12 +80,42 @@ pub(crate) async fn bring_up(
     if op.domain().0.live().is_some() {
         return Err(Cause::State("a guest runs in it already".into()).into());
     }
-    let prepared = prepare(op.domain(), guest, incoming).await?;
-    op.check_cancelled()?;
-
-    op.set_phase("launching");
+    let sockets = Sockets::of(op.domain(), guest);
+    refuse_if_running(&sockets).await?;
+    let live = match launch(op, guest, incoming).await {
+        Ok(live) => live,
+        Err(error) => {
+            let directory = op.domain().0.run_dir();
+            // Best effort: the next start removes what an earlier one left, too.
+            let _removed = tokio::fs::remove_dir_all(directory).await;
+            return Err(error);
+        }
+    };
     let domain = op.domain().clone();
-    let (launch, sockets) = prepared;
+
+    op.set_phase("connecting");
+    let connected = tokio::select! {
+        connected = connect(&domain, &live, &sockets, op.deadline()) => connected,
+        exit = ended(&live) => Err(exited(&domain, exit)),
+    };
+    let Err(error) = connected else {
+        return Ok(live);
+    };
+    // A QEMU that exits closes its sockets first, and says why only on its standard error.
+    if let Ok(exit) = timeout(EXIT_AFTER_EOF, ended(&live)).await {
+        return Err(exited(&domain, exit));
+    }
+    give_up(&live);
+    Err(error)
+}
+
+/// Makes the domain's directory and starts QEMU in it.
+async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<Live>, Error> {
+    let domain = op.domain().clone();
+    let sockets = Sockets::of(&domain, guest);
+    let launch = prepare(&domain, guest, sockets, incoming).await?;
+    op.check_cancelled()?;
+    op.set_phase("launching");
     let program = launch.program.clone();
     let launched = domain.0.context.launcher.launch(launch).await;
     let (pid, pidfd) = launched.map_err(io("launch", program))?;
@@ -102,21 +132,22 @@ pub(crate) async fn bring_up(
         .context
         .tracker
         .spawn(reap(domain.0.clone(), live.clone()));
+    Ok(live)
+}
 
-    op.set_phase("connecting");
-    let connected = tokio::select! {
-        connected = connect(&domain, &live, &sockets, op.deadline()) => connected,
-        exit = live.process.as_ref().expect("it was just launched").exited() => {
-            Err(Cause::Exited { exit, stderr: last_words(&domain.0.run_dir()) }.into())
-        }
-    };
-    match connected {
-        Ok(()) => Ok(live),
-        Err(error) => {
-            give_up(&live);
-            Err(error)
-        }
+async fn ended(live: &Live) -> Exit {
+    match &live.process {
+        Some(process) => process.exited().await,
+        None => std::future::pending().await,
     }
+}
+
+fn exited(domain: &Domain, exit: Exit) -> Error {
+    Cause::Exited {
+        exit,
+        stderr: last_words(&domain.0.run_dir()),
+    }
+    .into()
 }
 
 /// Ends a guest that could not be brought up. Who waits for it learns how it ended from the reaper.
@@ -163,45 +194,59 @@ pub(crate) async fn finish(op: &mut AsyncOp, live: &Arc<Live>, run: bool) -> Res
     }
 }
 
+/// Where the sockets of a domain's QEMU are.
 struct Sockets {
     monitor: PathBuf,
     agent: Option<PathBuf>,
+}
+
+impl Sockets {
+    fn of(domain: &Domain, guest: &Guest) -> Self {
+        let directory = domain.0.run_dir();
+        Self {
+            monitor: directory.join("monitor.sock"),
+            agent: (guest.agent == AgentChannel::Virtio).then(|| directory.join("agent.sock")),
+        }
+    }
+}
+
+/// Never run a guest twice: the QEMU of a daemon that was killed may still be there.
+async fn refuse_if_running(sockets: &Sockets) -> Result<(), Cause> {
+    match UnixStream::connect(&sockets.monitor).await {
+        Ok(_) => {
+            let path = sockets.monitor.display();
+            Err(Cause::State(format!(
+                "a QEMU of an earlier daemon runs it; attach to unix:{path}"
+            )))
+        }
+        Err(_) => Ok(()),
+    }
 }
 
 /// Opens and binds all that QEMU is given, in the domain's own directory.
 async fn prepare(
     domain: &Domain,
     guest: &Guest,
+    sockets: Sockets,
     incoming: bool,
-) -> Result<(Launch, Sockets), Error> {
-    let directory = domain.0.run_dir();
-    let sockets = Sockets {
-        monitor: directory.join("monitor.sock"),
-        agent: (guest.agent == AgentChannel::Virtio).then(|| directory.join("agent.sock")),
-    };
-    if UnixStream::connect(&sockets.monitor).await.is_ok() {
-        // Never run it twice: the QEMU of a daemon that was killed may still be there.
-        let text = format!(
-            "a QEMU of an earlier daemon runs it; attach to unix:{}",
-            sockets.monitor.display()
-        );
-        return Err(Cause::State(text).into());
-    }
-    let program = domain.0.context.qemu.clone();
-    let guest = guest.clone();
-    let prepared =
-        tokio::task::spawn_blocking(move || open(program, &directory, sockets, &guest, incoming))
-            .await;
+) -> Result<Launch, Error> {
+    let (program, directory, guest) = (
+        domain.0.context.qemu.clone(),
+        domain.0.run_dir(),
+        guest.clone(),
+    );
+    let work = move || open(program, &directory, &sockets, &guest, incoming);
+    let prepared = tokio::task::spawn_blocking(work).await;
     Ok(prepared.map_err(|error| Cause::Panicked(error.to_string()))??)
 }
 
 fn open(
     program: PathBuf,
     directory: &Path,
-    sockets: Sockets,
+    sockets: &Sockets,
     guest: &Guest,
     incoming: bool,
-) -> Result<(Launch, Sockets), Cause> {
+) -> Result<Launch, Cause> {
     let kernel = guest
         .kernel
         .iter()
@@ -249,15 +294,12 @@ fn open(
         .into_iter()
         .flatten()
         .collect();
-    Ok((
-        Launch {
-            program,
-            arguments,
-            descriptors,
-            stderr,
-        },
-        sockets,
-    ))
+    Ok(Launch {
+        program,
+        arguments,
+        descriptors,
+        stderr,
+    })
 }
 
 /// A listening socket that QEMU is given: so a connect never races with QEMU's start.

@@ -4,8 +4,8 @@
 //! or started. What no daemon can see, but the law speaks of, is kept in [`Truth`].
 
 use remote_migrate::{
-    Answer, Call, Cookie, CopyState, DestinationRecord, DestinationStage, Epoch, Fate, MigrationId,
-    Owner, Phase, Prepared, Ran, Reason, Reply, Request, RunState, Side, SourceRecord, SourceStage,
+    Call, Cookie, CopyState, DestinationRecord, DestinationStage, Epoch, Fate, MigrationId, Owner,
+    Phase, Prepared, Ran, Reason, Reply, Request, RunState, Side, SourceRecord, SourceStage,
     Status,
     destination::{DestinationAction, DestinationInput as DIn, DestinationMachine},
     source::{EndWhy, Outcome, SourceAction, SourceInput as SIn, SourceMachine},
@@ -20,8 +20,8 @@ pub(crate) struct Faults {
     pub(crate) source_crashes: u8,
     /// Crashes of the destination's daemon.
     pub(crate) destination_crashes: u8,
-    /// Messages that arrive twice.
-    pub(crate) copies: u8,
+    /// Requests that arrive twice, or after nobody waits for them any more.
+    pub(crate) strays: u8,
     /// Steps of a host, and writes, that fail.
     pub(crate) failures: u8,
     /// Cancels, at the source.
@@ -90,8 +90,6 @@ struct Truth {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     source: Option<SourceMachine>,
-    /// The request that the source waits for an answer to has left.
-    asked: bool,
     source_journal: Option<SourceRecord>,
     guest: Life,
     destination: DestinationMachine,
@@ -101,8 +99,14 @@ pub(crate) struct World {
     copy: Copied,
     /// The copy became a guest like others: the migration that made it is forgotten.
     settled_there: bool,
-    requests: Vec<Request>,
-    answers: Vec<(Request, Answer)>,
+    /// What the source waits for an answer to, once it was sent.
+    question: Option<Request>,
+    /// The question, while it is on its way.
+    posted: Option<Request>,
+    /// The answer to the question, on its way back.
+    answer: Option<Reply>,
+    /// Requests on their way that nobody waits for any more, and second copies.
+    strays: Vec<Request>,
     faults: Faults,
     truth: Truth,
 }
@@ -127,7 +131,6 @@ impl World {
         };
         Self {
             source: Some(SourceMachine::begin(record, "")),
-            asked: false,
             source_journal: None,
             guest: Life::Running,
             destination: DestinationMachine::new(id(), None),
@@ -135,8 +138,10 @@ impl World {
             serving: None,
             copy: Copied::Nothing,
             settled_there: false,
-            requests: Vec::new(),
-            answers: Vec::new(),
+            question: None,
+            posted: None,
+            answer: None,
+            strays: Vec::new(),
             faults,
             truth: Truth::default(),
         }
@@ -197,7 +202,7 @@ impl Steps<'_> {
                     if machine.cancel().is_err() {
                         machine.on(SIn::Answered(Reply::Refused(why())));
                     }
-                    world.asked = false;
+                    world.hang_up();
                     None
                 },
             );
@@ -286,7 +291,7 @@ impl Steps<'_> {
             }),
         }
         self.costs(
-            |faults| &mut faults.destination_crashes,
+            |faults| &mut faults.source_crashes,
             "source daemon crashes",
             |world| {
                 world.crash_source();
@@ -296,7 +301,7 @@ impl Steps<'_> {
     }
 
     fn ask(&mut self, request: Request) {
-        if self.from.asked {
+        if self.from.question.is_some() {
             let lost_finish = request.call == Call::Finish;
             let mutation = self.mutation;
             self.source_does("source hears nothing", move |_| {
@@ -314,10 +319,8 @@ impl Steps<'_> {
             });
         } else {
             self.add("source asks", false, move |world| {
-                world.asked = true;
-                // The wire tells answers to an earlier call of another kind apart.
-                world.answers.retain(|(asked, _)| *asked == request);
-                world.send(request);
+                world.question = Some(request.clone());
+                world.posted = Some(request);
                 None
             });
             self.add("source cannot send", true, |world| {
@@ -357,25 +360,14 @@ impl Steps<'_> {
         }
     }
 
-    /// An operator who knows the truth.
+    /// An operator who knows the truth: the copy over there is older than what ran here last.
     fn rule_source(&mut self, record: SourceRecord) {
-        let copy = self.from.copy;
-        let over_there = self.from.settled_there || copy == Copied::Started;
-        let nothing_there = matches!(copy, Copied::Nothing | Copied::Dead);
-        let stale_there = self.from.guest == Life::Dead && self.from.truth.ran_on;
-        let undecided = matches!(
-            record.stage,
-            SourceStage::Perform | SourceStage::HandingOver
-        );
-        if undecided && !over_there && (nothing_there || stale_there) {
-            self.add(
-                "an operator rules that nothing is at the destination",
-                false,
-                |world| {
-                    world.source = Some(SourceMachine::rule(record, Ruling::PeerFenced));
-                    None
-                },
-            );
+        let gone = self.from.guest == Life::Dead && self.from.truth.ran_on;
+        if gone && record.stage == SourceStage::Perform {
+            self.add("an operator rules the other copy out", false, |world| {
+                world.source = Some(SourceMachine::rule(record, Ruling::PeerFenced));
+                None
+            });
         }
     }
 
@@ -473,15 +465,9 @@ impl Steps<'_> {
             }
             DestinationAction::Reply(reply) => {
                 self.destination_does("destination answers", move |world| {
-                    let asked = world.serving.take().unwrap();
-                    let answer = Answer {
-                        migration: id(),
-                        epoch: asked.epoch,
-                        reply,
-                    };
-                    let pair = (asked, answer);
-                    if world.source.is_some() && !world.answers.contains(&pair) {
-                        world.answers.push(pair);
+                    let asked = world.serving.take();
+                    if world.question == asked {
+                        world.answer = Some(reply);
                     }
                     (DIn::Replied, None)
                 });
@@ -601,38 +587,38 @@ impl Steps<'_> {
         }
     }
 
-    /// What the link does. A request that never arrives is one that nobody takes out: whoever waits may
-    /// hear nothing at any time. One that nobody waits for any more may still arrive, as a fault.
+    /// What the link does. Whoever waits may hear nothing at any time, so a loss needs no step of its own.
     fn channel(&mut self) {
-        let waits_for = match self.from.source.as_ref().map(SourceMachine::action) {
-            Some(SourceAction::Ask(request)) if self.from.asked => Some(request),
-            _ => None,
-        };
-        let idle = self.from.destination.action() == DestinationAction::Wait;
-        for (at, request) in self.from.requests.iter().enumerate().filter(|_| idle) {
-            let late = waits_for.as_ref() != Some(request);
-            self.add(label(&request.call), late, |world| {
-                world.requests.remove(at);
+        if let Some(reply) = self.from.answer.clone() {
+            self.source_does("an answer arrives", |_| (SIn::Answered(reply), None));
+        }
+        if self.from.destination.action() != DestinationAction::Wait {
+            return;
+        }
+        if let Some(request) = self.from.posted.clone() {
+            let label = label(&request.call);
+            self.add(label, false, |world| {
+                world.posted = None;
                 world.deliver(request.clone());
                 None
             });
             self.costs(
-                |faults| &mut faults.copies,
+                |faults| &mut faults.strays,
                 "a first copy arrives",
                 |world| {
-                    world.deliver(request.clone());
+                    world.posted = None;
+                    world.stray(request.clone());
+                    world.deliver(request);
                     None
                 },
             );
         }
-        for (at, (asked, answer)) in self.from.answers.iter().enumerate() {
-            if waits_for.as_ref() == Some(asked) {
-                let reply = answer.reply.clone();
-                self.source_does("an answer arrives", move |world| {
-                    world.answers.remove(at);
-                    (SIn::Answered(reply), None)
-                });
-            }
+        for (at, request) in self.from.strays.iter().enumerate() {
+            self.add("a stray request arrives", true, |world| {
+                world.strays.remove(at);
+                world.deliver(request.clone());
+                None
+            });
         }
     }
 
@@ -675,7 +661,7 @@ impl Steps<'_> {
         let (input, broken) = effect(&mut world);
         let mut crashed = world.clone();
         world.source.as_mut().unwrap().on(input);
-        world.asked = false;
+        world.hang_up();
         self.push(label, false, world, broken);
         if crashed.faults.source_crashes > 0 && crashed != *self.from {
             crashed.faults.source_crashes -= 1;
@@ -778,11 +764,27 @@ impl Steps<'_> {
         let there = world.copy == Copied::Started || world.settled_there;
         let twice = (world.guest == Life::Running && there)
             .then_some("the guest never runs twice at any instant");
+        let broken = twice.or(broken);
+        // A question given up while it is on its way is lost, or arrives later all the same.
+        if world.question.is_none()
+            && let Some(request) = world.posted.take()
+            && world.faults.strays > 0
+        {
+            let mut late = world.clone();
+            late.faults.strays -= 1;
+            late.stray(request);
+            self.out.push(Step {
+                label,
+                world: late,
+                fault: true,
+                broken,
+            });
+        }
         self.out.push(Step {
             label,
             world,
             fault,
-            broken: twice.or(broken),
+            broken,
         });
     }
 }
@@ -844,13 +846,17 @@ impl World {
         (DIn::Discarded, broken)
     }
 
-    fn send(&mut self, request: Request) {
-        if !self.requests.contains(&request) {
-            self.requests.push(request);
-            // In which order they were sent makes no difference: any may arrive first.
-            self.requests
-                .sort_by_key(|request| (request.epoch, label(&request.call)));
-        }
+    /// Nobody waits for the answer any more.
+    fn hang_up(&mut self) {
+        self.question = None;
+        self.answer = None;
+    }
+
+    fn stray(&mut self, request: Request) {
+        self.strays.push(request);
+        // In which order they were sent makes no difference: any may arrive first.
+        self.strays
+            .sort_by_key(|request| (request.epoch, label(&request.call)));
     }
 
     fn deliver(&mut self, request: Request) {
@@ -860,8 +866,7 @@ impl World {
 
     fn crash_source(&mut self) {
         self.source = None;
-        self.asked = false;
-        self.answers.clear();
+        self.hang_up();
     }
 
     fn crash_destination(&mut self) {

@@ -1,0 +1,142 @@
+//! A real guest into a file and back, and what becomes of both when something is in the way.
+
+use std::fs;
+use std::time::Duration;
+
+use driver::{ErrorKind, Run, SaveOptions, StartOptions};
+use tokio::time::Instant;
+
+use crate::harness::tests;
+use crate::rig::{Rig, boot};
+
+tests! {
+    a_saved_guest_goes_on_at_the_next_tick_when_restored,
+    a_file_is_restored_once,
+    a_save_into_a_missing_folder_leaves_the_guest_running,
+    a_damaged_save_is_refused_and_nothing_is_left,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn a_saved_guest_goes_on_at_the_next_tick_when_restored(rig: Rig) {
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let console = rig.console("web");
+    console.past(5, 20 * SECOND).await.expect("it counts");
+    let path = rig.dir.path().join("web.save");
+    let saved = domain
+        .save(&path, SaveOptions::default())
+        .await
+        .expect("it is saved");
+    assert_eq!(
+        saved.bytes,
+        fs::metadata(&path).expect("it is there").len() - 16384
+    );
+    domain
+        .wait_for(
+            |observed| observed.run == Run::Off,
+            Instant::now() + 5 * SECOND,
+        )
+        .await
+        .expect("off");
+
+    let restored = rig.driver.restore(&path).await.expect("it comes back");
+    assert_eq!(restored.uuid(), domain.uuid());
+    assert!(
+        restored.observed().run.is_running(),
+        "it ran when it was saved"
+    );
+    let last = *console.ticks().last().expect("it counted");
+    console
+        .past(last + 3, 30 * SECOND)
+        .await
+        .expect("it goes on");
+    let ticks = console.ticks();
+    assert!(
+        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "no gap, no repeat, no second boot: {ticks:?}"
+    );
+    restored
+        .wait_agent()
+        .deadline(30 * SECOND)
+        .await
+        .expect("its agent answers on the new channel");
+}
+
+async fn a_file_is_restored_once(rig: Rig) {
+    let domain = rig
+        .driver
+        .start(rig.empty("web"), StartOptions { paused: true })
+        .await
+        .expect("it starts");
+    let path = rig.dir.path().join("web.save");
+    domain
+        .save(&path, SaveOptions::default())
+        .await
+        .expect("it is saved");
+    rig.driver.restore(&path).await.expect("it comes back");
+    let error = rig.driver.restore(&path).await.expect_err("not twice");
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:#}");
+    assert!(error.to_string().contains("restored already"), "{error}");
+}
+
+async fn a_save_into_a_missing_folder_leaves_the_guest_running(rig: Rig) {
+    let domain = rig
+        .driver
+        .start(rig.empty("web"), StartOptions::default())
+        .await
+        .expect("it starts");
+    let error = domain
+        .save("/no/such/folder/web.save", SaveOptions::default())
+        .await
+        .expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error:#}");
+    assert!(
+        error.to_string().contains("/no/such/folder/web.save"),
+        "{error}"
+    );
+    assert!(domain.query_status().await.expect("it answers").running);
+}
+
+async fn a_damaged_save_is_refused_and_nothing_is_left(rig: Rig) {
+    let domain = rig
+        .driver
+        .start(rig.empty("web"), StartOptions::default())
+        .await
+        .expect("it starts");
+    let path = rig.dir.path().join("web.save");
+    domain
+        .save(&path, SaveOptions::default())
+        .await
+        .expect("it is saved");
+    domain
+        .wait_for(
+            |observed| observed.run == Run::Off,
+            Instant::now() + 5 * SECOND,
+        )
+        .await
+        .expect("off");
+    let whole = fs::read(&path).expect("it is there");
+    fs::write(&path, &whole[..16384 + 10]).expect("it is cut off");
+    let error = rig
+        .driver
+        .restore(&path)
+        .await
+        .expect_err("the stream is not whole");
+    assert!(
+        matches!(
+            error.kind(),
+            ErrorKind::Gone | ErrorKind::Refused | ErrorKind::Process
+        ),
+        "{error:#}"
+    );
+    domain
+        .wait_for(
+            |observed| observed.run == Run::Off,
+            Instant::now() + 5 * SECOND,
+        )
+        .await
+        .expect("off");
+    // Nothing ran from it: it may be tried again once it is whole.
+    fs::write(&path, &whole).expect("it is whole again");
+    rig.driver.restore(&path).await.expect("it comes back");
+}
