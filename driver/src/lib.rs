@@ -1,4 +1,67 @@
 //! QEMU guests under job rules: start, attach, query, pause, save, talk to the agent, destroy.
+//!
+//! This crate is what a daemon that runs virtual machines is built on. It composes the siblings it depends on: the job
+//! scheduler decides who goes, the monitor and the agent talk, transports connect. It adds the guest itself: its
+//! description, its process, its observed state, and the end of all of them.
+//!
+//! ```text
+//!   caller ── domain.pause() ─────► Call ── await ──► job (job-core) ──► own task
+//!                                                                          │ Monitor: borrowed from the guard,
+//!                                                                          ▼          checked before and after
+//!   QEMU ◄──────────────── fd ◄──── monitor-qmp ◄───────────────────── execute(Stop)
+//!     │
+//!     └─ events ─► pump ─► Observed::apply (no job) ─► log with numbers ─► subscribers, who may lag
+//!     └─ end ────► pidfd ─► reaper ─► generation ends: all who wait are told, clean-up is the first job of the next
+//! ```
+//!
+//! A daemon in a few lines:
+//!
+//! ```no_run
+//! use driver::{Driver, Guest, Notice, StartOptions};
+//! use transport_host::Transports;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut transports = Transports::builder();
+//! transports.load_dir("/usr/lib/my-daemon/transports")?;
+//! let driver = Driver::builder(transports.build()?, "/run/my-daemon").build()?;
+//!
+//! let web = driver.start(Guest::new("web"), StartOptions::default()).await?;
+//! let mut events = web.subscribe();
+//! web.pause().deadline(std::time::Duration::from_secs(5)).await?;
+//! while let Notice::News { news, .. } = events.next().await {
+//!     println!("{:?}", news.what);
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # What is promised
+//!
+//! - No lock is held across a wait: state is reached through closures that cannot await.
+//! - Whatever waits ends by a deadline: each call has a default, and `.deadline(..)` changes it.
+//! - A call that is dropped before its job is granted leaves no trace; after that its work goes on to its end on a task
+//!   of its own, since a job must not end while its command is inside QEMU.
+//! - [`Observed`] is written by what was seen only, [`Records`] only under a job.
+//! - When QEMU dies, all who wait or hold are told [`Gone`](ErrorKind::Gone), with the reason, and no guard of the old
+//!   guest can touch the next.
+//! - [`Domain::destroy`] takes no job: nothing that is stuck is in its way.
+//!
+//! # Operations of one's own
+//!
+//! [`Domain::run`], [`Domain::run_agent`] and [`Domain::run_async`] are what the operations here are written with. Six
+//! patterns, each in a file of its own, are in `examples/`.
+//!
+//! # Limits
+//!
+//! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
+//! - Records are kept in memory: a restarted daemon finds its guests' sockets below the run directory, and attaches.
+//! - An attached guest's agent is out of reach.
+//!
+//! # What this crate does not know
+//!
+//! Its users' API: it has no wire and no command line. Whether a guest should run: it has no policy. How a connection
+//! is made: that is a transport's matter.
+
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")
@@ -30,3 +93,7 @@ pub use events::{News, Notice, Subscription, What};
 pub use guest::{Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Serial};
 pub use ops::{AgentOp, AsyncOp, Call, Deadline, Op, SaveOptions, Saved, StartOptions};
 pub use process::{Exit, Launch, Launcher, Plain, Process};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
