@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
+use remote_migrate::{Journal, MemoryJournal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport_host::Transports;
@@ -33,6 +34,7 @@ pub struct Builder {
     launcher: Box<dyn Launcher>,
     wrap_jobs: WrapJobs,
     wrap_monitor: WrapMonitor,
+    journal: Arc<dyn Journal>,
 }
 
 impl Builder {
@@ -46,6 +48,7 @@ impl Builder {
             launcher: Box::new(Plain),
             wrap_jobs: Box::new(|scheduler| Arc::new(scheduler.clone())),
             wrap_monitor: Box::new(|_, monitor| monitor),
+            journal: Arc::new(MemoryJournal::new()),
         }
     }
 
@@ -97,6 +100,11 @@ impl Builder {
         }
     }
 
+    /// Keeps the records of migrations there, instead of in memory: what a guest's owner is must outlive the daemon.
+    pub fn journal(self, journal: Arc<dyn Journal>) -> Self {
+        Self { journal, ..self }
+    }
+
     /// Builds the driver. Must be called in a tokio runtime. From here on its configuration does not change.
     ///
     /// # Errors
@@ -126,6 +134,7 @@ impl Builder {
             launcher: self.launcher,
             wrap_jobs: self.wrap_jobs,
             wrap_monitor: self.wrap_monitor,
+            journal: self.journal,
             overdue: Overdue::new(),
             log: Arc::new(Log::new(DRIVER_LOG)),
             registry: Registry::default(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
+use remote_migrate::Journal;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,6 +67,7 @@ pub(crate) struct Context {
     pub(crate) launcher: Box<dyn Launcher>,
     pub(crate) wrap_jobs: WrapJobs,
     pub(crate) wrap_monitor: WrapMonitor,
+    pub(crate) journal: Arc<dyn Journal>,
     pub(crate) overdue: Overdue,
     pub(crate) log: Arc<Log>,
     pub(crate) registry: Registry,

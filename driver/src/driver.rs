@@ -4,9 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use remote_migrate::Journal;
 use tokio::time::timeout_at;
 use uuid::Uuid;
 
+use crate::arrivals::Arrivals;
 use crate::builder::Builder;
 use crate::context::Context;
 use crate::domain::{Domain, Inner, Records, Row};
@@ -132,6 +134,18 @@ impl Driver {
                 }
             }
         })
+    }
+
+    /// The local steps of guests that arrive here from another host; to be put behind `remote_migrate::Destination`.
+    #[must_use]
+    pub fn arrivals(&self) -> Arrivals {
+        Arrivals::new(self.context().clone())
+    }
+
+    /// Where the records of migrations are kept.
+    #[must_use]
+    pub fn journal(&self) -> Arc<dyn Journal> {
+        self.context().journal.clone()
     }
 
     /// The domain of that uuid.

@@ -59,6 +59,10 @@ pub enum ErrorKind {
     Agent,
     /// A transport.
     Transport,
+    /// A migration failed; the guest's owner is named.
+    Migration,
+    /// No final answer came: the guest is stopped here, and may run there.
+    InDoubt,
     /// QEMU could not be started, or ended at once.
     Process,
     /// A file or another part of the system.
@@ -125,6 +129,7 @@ pub(crate) enum Cause {
     Monitor(monitor_qmp::Error),
     Agent(agent_qga::Error),
     Transport(transport_host::Error),
+    Migrate(remote_migrate::Error),
     Exited {
         exit: Exit,
         stderr: String,
@@ -209,6 +214,11 @@ impl Error {
                 transport_host::ErrorKind::TimedOut { .. } => ErrorKind::TimedOut,
                 _ => ErrorKind::Transport,
             },
+            Cause::Migrate(error) => match error.kind() {
+                remote_migrate::ErrorKind::Cancelled => ErrorKind::Cancelled,
+                remote_migrate::ErrorKind::InDoubt => ErrorKind::InDoubt,
+                _ => ErrorKind::Migration,
+            },
             Cause::Exited { .. } => ErrorKind::Process,
             Cause::Io { .. } => ErrorKind::Io,
             Cause::Damaged { .. } => ErrorKind::Damaged,
@@ -233,6 +243,9 @@ impl Error {
             },
             Cause::Failed(_) => Effect::Refused,
             Cause::Gone(_) | Cause::TimedOut { .. } | Cause::Panicked(_) => Effect::Unknown,
+            Cause::Migrate(error) if error.owner_now() == remote_migrate::Owner::InDoubt => {
+                Effect::Unknown
+            }
             _ => Effect::None,
         }
     }
@@ -250,7 +263,7 @@ impl Error {
             | Cause::Cancelled(_)
             | Cause::Damaged { .. }
             | Cause::ShuttingDown => Blame::Caller,
-            Cause::Begin(_) | Cause::Gone(_) => Blame::Domain,
+            Cause::Begin(_) | Cause::Gone(_) | Cause::Migrate(_) => Blame::Domain,
             Cause::TimedOut { .. } | Cause::Agent(_) => Blame::Guest,
             Cause::Failed(_) | Cause::Unresponsive | Cause::Monitor(_) | Cause::Exited { .. } => {
                 Blame::Qemu
@@ -313,7 +326,8 @@ impl fmt::Display for Error {
             | Cause::Gone(_)
             | Cause::Monitor(_)
             | Cause::Agent(_)
-            | Cause::Transport(_) => {}
+            | Cause::Transport(_)
+            | Cause::Migrate(_) => {}
         }
         if f.alternate() {
             let mut source = std::error::Error::source(self);
@@ -337,6 +351,7 @@ impl std::error::Error for Error {
             Cause::Monitor(error) => Some(error),
             Cause::Agent(error) => Some(error),
             Cause::Transport(error) => Some(error),
+            Cause::Migrate(error) => Some(error),
             Cause::Io { error, .. } => Some(error),
             _ => None,
         }

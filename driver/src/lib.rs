@@ -68,6 +68,7 @@
 )]
 
 mod access;
+mod arrivals;
 mod builder;
 mod command_line;
 mod context;
@@ -83,6 +84,7 @@ mod save_file;
 mod wire;
 
 pub use access::{Agent, Monitor};
+pub use arrivals::Arrivals;
 pub use builder::Builder;
 pub use context::Defaults;
 pub use domain::state::{Observed, Run};
@@ -91,7 +93,9 @@ pub use driver::Driver;
 pub use error::{Blame, Effect, Error, ErrorKind};
 pub use events::{News, Notice, Subscription, What};
 pub use guest::{Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Serial};
-pub use ops::{AgentOp, AsyncOp, Call, Deadline, Op, SaveOptions, Saved, StartOptions};
+pub use ops::{
+    AgentOp, AsyncOp, Call, Deadline, MigrateOptions, Op, SaveOptions, Saved, StartOptions,
+};
 pub use process::{Exit, Launch, Launcher, Plain, Process};
 
 #[cfg(doctest)]

@@ -13,10 +13,11 @@
 mod agent;
 mod attach;
 mod destroy;
+pub(crate) mod migrate;
 mod remove;
 mod run_state;
 mod save;
-mod start;
+pub(crate) mod start;
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -37,6 +38,7 @@ use crate::domain::{Domain, Records};
 use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 
+pub use migrate::MigrateOptions;
 pub use save::{SaveOptions, Saved};
 pub use start::StartOptions;
 

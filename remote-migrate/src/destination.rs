@@ -18,6 +18,8 @@
 //! 3. A copy that may be complete is discarded only when the source is known to own the guest.
 //! 4. What was answered once is answered again, until the source has confirmed.
 
+mod step;
+
 use crate::{
     journal::{DestinationRecord, DestinationStage as Stage},
     message::{Call, CopyState, Fate, Guest, Prepared, Ran, Reply, Request, Status},
@@ -27,82 +29,7 @@ use crate::{
 
 const NO_JOURNAL: &str = "cannot write the journal";
 
-/// What the destination does now.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "an executor must know every action"
-)]
-pub enum DestinationAction {
-    /// Nothing: a request, a cancel, a ruling or a look at the state may be handed in.
-    Wait,
-    /// Store the record; answer `Recorded` or `RecordFailed`.
-    Record(DestinationRecord),
-    /// Have the host make a QEMU that waits for the guest; answer `Prepared` or `PrepareFailed`.
-    Prepare(Guest),
-    /// Wait until all is loaded; answer `Loaded`, `Loading` or `LoadFailed`.
-    Load,
-    /// Have the host start the guest; answer `Started` or `StartFailed`.
-    Start(RunState),
-    /// Have the host look at its copy; answer `Local` or `InspectFailed`.
-    Inspect,
-    /// Have the host end its copy; answer `Discarded` or `DiscardFailed`.
-    Discard,
-    /// Remove the record; answer `Forgotten` or `ForgetFailed`.
-    Forget,
-    /// Answer the request; then `Replied`.
-    Reply(Reply),
-    /// What was begun without a request is over; then `Replied`.
-    Done(DestinationEnd),
-}
-
-/// How something that no request began has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "a caller must tell them apart")]
-pub enum DestinationEnd {
-    /// Nothing is left to do here, or nothing but to repeat the final answer to the source.
-    Settled,
-    /// Not decided, or not possible now: the source, an operator or a later try decides.
-    Waiting,
-    /// Cancel came when the copy was complete already: only the source can still turn back.
-    TooLate(Phase),
-    /// Both sides claim the guest.
-    Conflict,
-}
-
-/// What is handed in, and what came of an action.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "the outcomes of the actions above")]
-#[expect(missing_docs, reason = "each is named at its action")]
-pub enum DestinationInput {
-    /// A request of the source.
-    Request(Request),
-    /// Set right what a restart or a broken link left, given what the source says.
-    Reconcile(Heard),
-    /// The daemon here wants no part in it.
-    Cancel,
-    /// An operator decides in place of the source.
-    Rule(Ruling),
-    Recorded,
-    RecordFailed,
-    Prepared(Prepared),
-    PrepareFailed(Reason),
-    Loaded,
-    Loading,
-    LoadFailed(Reason),
-    Started,
-    StartFailed {
-        ran: Ran,
-        why: Reason,
-    },
-    Local(CopyState),
-    InspectFailed,
-    Discarded,
-    DiscardFailed,
-    Forgotten,
-    ForgetFailed,
-    Replied,
-}
+pub use step::{DestinationAction, DestinationEnd, DestinationInput};
 
 /// The destination side of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -111,13 +38,16 @@ pub struct DestinationMachine {
     record: Option<DestinationRecord>,
     /// The last word, kept in memory only, for requests that come late although all was confirmed.
     closed: Option<Reply>,
+    /// A write failed, and the journal may say something else than `record`.
+    unsure: bool,
     at: At,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum At {
     Idle,
-    /// A later life of the source has spoken; `before` is the one known until now.
+    /// A later life of the source has spoken, `before` is the one known until now; or the journal may
+    /// not say what it should. Nothing is done upon a record that may not be there.
     Adopting {
         before: Epoch,
         job: Job,
@@ -168,6 +98,7 @@ impl DestinationMachine {
             migration,
             record,
             closed: None,
+            unsure: false,
             at: At::Idle,
         }
     }
@@ -218,9 +149,13 @@ impl DestinationMachine {
             (At::Idle, In::Cancel) => self.dispatch(Job::Cancel),
             (At::Idle, In::Rule(ruling)) => self.dispatch(Job::Rule(ruling)),
 
-            (At::Adopting { job, .. }, In::Recorded) => self.dispatch(job),
+            (At::Adopting { job, .. }, In::Recorded) => {
+                self.unsure = false;
+                self.dispatch(job);
+            }
             (At::Adopting { before, job }, In::RecordFailed) => {
                 self.change(|record| record.epoch = before);
+                self.unsure = true;
                 self.postpone(job, NO_JOURNAL);
             }
             (At::Recording { job, .. }, In::Recorded) => self.recorded(job),
@@ -288,6 +223,7 @@ impl DestinationMachine {
 
             (At::Forgetting { job, last }, In::Forgotten) => {
                 self.record = None;
+                self.unsure = false;
                 self.closed = Some(last);
                 self.finish(job);
             }
@@ -341,6 +277,11 @@ impl DestinationMachine {
             self.dispatch_closed(job);
             return;
         };
+        if self.unsure {
+            let before = record.epoch;
+            self.at = At::Adopting { before, job };
+            return;
+        }
         if let (Job::Serve(Call::Prepare(_)), Some(prepared)) = (&job, &record.prepared) {
             self.at = At::Replying(Reply::Prepared(prepared.clone()));
             return;
@@ -468,6 +409,7 @@ impl DestinationMachine {
     }
 
     fn recorded(&mut self, job: Job) {
+        self.unsure = false;
         match (&self.known().stage, job) {
             (Stage::Preparing, Job::Serve(Call::Prepare(guest))) => self.at = At::Preparing(guest),
             (Stage::Starting, job) => self.at = At::Starting(job),
@@ -484,6 +426,7 @@ impl DestinationMachine {
     }
 
     fn record_failed(&mut self, before: Stage, job: Job) {
+        self.unsure = true;
         match (&self.known().stage, job) {
             // Nothing was answered yet; what may be on disk, or waits already, must go.
             (Stage::Preparing | Stage::Prepared, Job::Serve(Call::Prepare(guest))) => {
@@ -493,8 +436,8 @@ impl DestinationMachine {
                 });
                 self.unprepare(guest, Reason::new(NO_JOURNAL));
             }
-            // It runs: that is a fact, and a restart would find it out again.
-            (Stage::Owned, job) => self.finish(job),
+            // It runs, and nothing takes that back; only the answer waits for the disk.
+            (Stage::Owned, job) => self.postpone(job, NO_JOURNAL),
             // Neither taken nor refused: the answer waits for the disk.
             (_, job) => {
                 self.change(|record| record.stage = before);
@@ -561,215 +504,4 @@ fn decided(owner: Owner) -> Heard {
         owner,
         copy: None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::phase::Cookie;
-    use DestinationInput as In;
-
-    fn blank() -> DestinationMachine {
-        DestinationMachine::new(MigrationId::from_uuid(Uuid::nil()), None)
-    }
-
-    fn ask_in(epoch: Epoch, call: Call) -> In {
-        let migration = MigrationId::from_uuid(Uuid::nil());
-        In::Request(Request {
-            migration,
-            epoch,
-            domain: Uuid::nil(),
-            call,
-        })
-    }
-
-    fn ask(call: Call) -> In {
-        ask_in(Epoch::FIRST, call)
-    }
-
-    fn prepare() -> Call {
-        Call::Prepare(Guest {
-            cookie: Cookie::empty(),
-            run: RunState::Running,
-            home: "".into(),
-        })
-    }
-
-    fn place() -> Prepared {
-        Prepared {
-            connect: "tcp:b:1".into(),
-            cookie: Cookie::empty(),
-        }
-    }
-
-    fn fed(inputs: impl IntoIterator<Item = In>) -> DestinationMachine {
-        let mut machine = blank();
-        for input in inputs {
-            machine.on(input);
-        }
-        machine
-    }
-
-    /// Prepared, answered, and idle again.
-    fn ready() -> Vec<In> {
-        vec![
-            ask(prepare()),
-            In::Recorded,
-            In::Prepared(place()),
-            In::Recorded,
-            In::Replied,
-        ]
-    }
-
-    fn ready_and(more: impl IntoIterator<Item = In>) -> DestinationMachine {
-        fed(ready().into_iter().chain(more))
-    }
-
-    fn reply(machine: &DestinationMachine) -> Option<Reply> {
-        match machine.action() {
-            DestinationAction::Reply(reply) => Some(reply),
-            _ => None,
-        }
-    }
-
-    fn recording(machine: &DestinationMachine) -> Option<Stage> {
-        match machine.action() {
-            DestinationAction::Record(record) => Some(record.stage),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn the_guest_is_started_only_after_the_journal_names_this_side() {
-        let mut machine = ready_and([ask(Call::Finish), In::Loaded]);
-        assert_eq!(recording(&machine), Some(Stage::Starting));
-        machine.on(In::Recorded);
-        assert_eq!(
-            machine.action(),
-            DestinationAction::Start(RunState::Running)
-        );
-        machine.on(In::Started);
-        machine.on(In::Recorded);
-        assert_eq!(reply(&machine), Some(Reply::Owned));
-    }
-
-    #[test]
-    fn every_request_that_comes_twice_gets_the_stored_answer() {
-        let mut machine = ready_and([ask(prepare())]);
-        assert_eq!(reply(&machine), Some(Reply::Prepared(place())));
-        machine.on(In::Replied);
-        for input in [
-            ask(Call::Finish),
-            In::Loaded,
-            In::Recorded,
-            In::Started,
-            In::Recorded,
-        ] {
-            machine.on(input);
-        }
-        for _ in 0..2 {
-            assert_eq!(reply(&machine), Some(Reply::Owned));
-            machine.on(In::Replied);
-            machine.on(ask(Call::Finish));
-        }
-        machine.on(In::Replied);
-        for input in [
-            ask(Call::Confirm(Fate::Keep)),
-            In::Local(CopyState::Started),
-            In::Forgotten,
-        ] {
-            machine.on(input);
-        }
-        assert_eq!(reply(&machine), Some(Reply::Closed));
-        machine.on(In::Replied);
-        machine.on(ask(prepare()));
-        assert!(
-            matches!(reply(&machine), Some(Reply::Refused(_))),
-            "a late prepare makes nothing"
-        );
-    }
-
-    #[test]
-    fn without_a_journal_the_guest_is_neither_taken_nor_refused() {
-        let machine = ready_and([ask(Call::Finish), In::Loaded, In::RecordFailed]);
-        assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
-        let why = Reason::new("half a guest");
-        let machine = ready_and([ask(Call::Finish), In::LoadFailed(why), In::RecordFailed]);
-        assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
-    }
-
-    #[test]
-    fn a_guest_that_never_ran_is_given_back_but_its_copy_stays_until_the_source_confirms() {
-        let why = Reason::new("no such cpu");
-        let failed = In::StartFailed {
-            ran: Ran::Never,
-            why: why.clone(),
-        };
-        let mut machine = ready_and([ask(Call::Finish), In::Loaded, In::Recorded, failed]);
-        assert_eq!(
-            recording(&machine),
-            Some(Stage::Refused {
-                why: why.clone(),
-                complete: true
-            })
-        );
-        machine.on(In::Recorded);
-        assert_eq!(reply(&machine), Some(Reply::Refused(why)));
-        machine.on(In::Replied);
-        machine.on(ask(Call::Confirm(Fate::Discard)));
-        machine.on(In::Local(CopyState::Complete));
-        assert_eq!(machine.action(), DestinationAction::Discard);
-    }
-
-    #[test]
-    fn a_guest_that_may_have_run_is_never_given_back() {
-        let failed = In::StartFailed {
-            ran: Ran::Maybe,
-            why: Reason::new("no answer to cont"),
-        };
-        let mut machine = ready_and([ask(Call::Finish), In::Loaded, In::Recorded, failed]);
-        assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
-        machine.on(In::Replied);
-        machine.on(ask(Call::Finish));
-        machine.on(In::Local(CopyState::Gone(Ran::Maybe)));
-        machine.on(In::Recorded);
-        assert_eq!(reply(&machine), Some(Reply::Lost));
-    }
-
-    #[test]
-    fn an_earlier_life_of_the_source_decides_nothing() {
-        let later = Epoch::FIRST.next();
-        let mut machine = ready_and([ask_in(later, Call::Status(Side::Destination))]);
-        assert_eq!(
-            recording(&machine),
-            Some(Stage::Prepared),
-            "the epoch is stored first"
-        );
-        machine.on(In::Recorded);
-        machine.on(In::Local(CopyState::Complete));
-        machine.on(In::Replied);
-        machine.on(ask(Call::Finish));
-        assert_eq!(reply(&machine), Some(Reply::Stale { seen: later }));
-    }
-
-    #[test]
-    fn cancel_refuses_half_a_copy_and_is_too_late_for_a_whole_one() {
-        let mut half = ready_and([In::Cancel, In::Local(CopyState::Incoming), In::Recorded]);
-        let settled = DestinationEnd::Settled;
-        assert_eq!(half.action(), DestinationAction::Done(settled));
-        half.on(In::Replied);
-        half.on(ask(Call::Finish));
-        assert!(matches!(reply(&half), Some(Reply::Refused(_))));
-
-        let whole = ready_and([In::Cancel, In::Local(CopyState::Complete)]);
-        let late = DestinationEnd::TooLate(Phase::Perform);
-        assert_eq!(whole.action(), DestinationAction::Done(late));
-    }
-
-    #[test]
-    fn a_finish_for_a_migration_nobody_knows_is_not_refused_but_unknown() {
-        assert_eq!(reply(&fed([ask(Call::Finish)])), Some(Reply::Unknown));
-    }
 }

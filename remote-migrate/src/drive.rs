@@ -4,10 +4,9 @@
 //! of these futures is like a crash of the daemon: the journal has all that matters, and [`recover`]
 //! goes on from it. A daemon runs them on a task of its own and lets its callers wait for that.
 
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
-use uuid::Uuid;
 
 use crate::{
     control::Control,
@@ -17,118 +16,10 @@ use crate::{
     message::{Answer, Call, Reply, Request},
     peer::{self, Effect, Peer, PeerError},
     phase::{Epoch, MigrationId, Owner, Phase, RunState, Side},
+    plan::{Limits, Plan, Report},
     source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
     verdict::Ruling,
 };
-
-/// What is to be moved, and how long each part of it may take.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    migration: MigrationId,
-    domain: Uuid,
-    peer: Arc<str>,
-    home: Arc<str>,
-    limits: Limits,
-}
-
-impl Plan {
-    /// Moves this guest.
-    #[must_use]
-    pub fn new(domain: Uuid) -> Self {
-        Self {
-            migration: MigrationId::random(),
-            domain,
-            peer: "".into(),
-            home: "".into(),
-            limits: Limits::default(),
-        }
-    }
-
-    /// Under this id, instead of a random one.
-    #[must_use]
-    pub fn migration(mut self, migration: MigrationId) -> Self {
-        self.migration = migration;
-        self
-    }
-
-    /// Where the destination daemon is reached. Only kept in the journal, for whoever recovers.
-    #[must_use]
-    pub fn peer(mut self, address: impl Into<Arc<str>>) -> Self {
-        self.peer = address.into();
-        self
-    }
-
-    /// Where this daemon is reached. Kept in the destination's journal, so that it can ask back.
-    #[must_use]
-    pub fn home(mut self, address: impl Into<Arc<str>>) -> Self {
-        self.home = address.into();
-        self
-    }
-
-    /// With other limits.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Under which id.
-    #[must_use]
-    pub fn id(&self) -> MigrationId {
-        self.migration
-    }
-}
-
-/// How long each part may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The source's description of the guest. 30 s, as for any job of a domain.
-    pub begin: Duration,
-    /// The destination's answer to `Prepare`. 60 s: a QEMU is started.
-    pub prepare: Duration,
-    /// Moving the memory. 1 h: what is slower needs a policy, which then gives its own limit.
-    pub perform: Duration,
-    /// The destination's answer to `Finish`. 60 s: the last of the memory is read, the guest started.
-    pub finish: Duration,
-    /// The host's last step, and the destination's answer to `Confirm`. 30 s.
-    pub confirm: Duration,
-    /// A look at the guest, a question for the status, one write to the journal. 10 s.
-    pub look: Duration,
-    /// The pause before something is tried again. 0.5 s.
-    pub pause: Duration,
-    /// How long trying again goes on, in all, before the call ends unsettled or in doubt. 60 s.
-    pub patience: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            begin: Duration::from_secs(30),
-            prepare: Duration::from_secs(60),
-            perform: Duration::from_secs(3600),
-            finish: Duration::from_secs(60),
-            confirm: Duration::from_secs(30),
-            look: Duration::from_secs(10),
-            pause: Duration::from_millis(500),
-            patience: Duration::from_secs(60),
-        }
-    }
-}
-
-/// A migration with a known end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Report {
-    /// Which one.
-    pub migration: MigrationId,
-    /// Who owns the guest: never in doubt here.
-    pub owner: Owner,
-    /// Whether both sides are through with it. If not, [`recover`] is to be called later; the owner
-    /// stays.
-    pub settled: bool,
-    /// How long this call took.
-    pub took: Duration,
-}
 
 /// Moves a guest to `peer`.
 ///
@@ -373,9 +264,9 @@ impl<'a> Drive<'a> {
         }
         let cancelled = async {
             if heeds_cancel {
-                control.cancelled().await
+                control.cancelled().await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         Some(match action {
@@ -464,10 +355,9 @@ impl<'a> Drive<'a> {
     }
 
     async fn pause(&mut self) -> SourceInput {
-        let until = *self
-            .patience
-            .get_or_insert(Instant::now() + self.limits.patience);
-        if Instant::now() + self.limits.pause > until {
+        let now = Instant::now();
+        let until = *self.patience.get_or_insert(now + self.limits.patience);
+        if now + self.limits.pause > until {
             return SourceInput::GiveUp;
         }
         sleep(self.limits.pause).await;
@@ -508,12 +398,14 @@ impl<'a> Drive<'a> {
         let migration = self.machine.migration();
         let reason = cause.as_ref().map(tracing::field::display);
         tracing::warn!(%migration, %phase, %side, ?kind, reason, "migration in trouble");
-        self.trouble.get_or_insert(Trouble {
-            phase,
-            side,
-            kind,
-            cause,
-        });
+        if self.trouble.is_none() {
+            self.trouble = Some(Trouble {
+                phase,
+                side,
+                kind,
+                cause,
+            });
+        }
     }
 
     fn conclude(self, end: SourceEnd) -> Result<Concluded, Error> {

@@ -21,6 +21,8 @@
 //!    and its copy is ended only when the destination has said that it does.
 //! 3. Without an answer the machine asks again or ends in doubt; it never guesses.
 
+mod step;
+
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -32,94 +34,7 @@ use crate::{
     verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
 };
 
-/// What the source does now.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "an executor must know every action"
-)]
-pub enum SourceAction {
-    /// Store the record; answer `Recorded` or `RecordFailed`.
-    Record(SourceRecord),
-    /// Have the host describe the guest; answer `Begun` or `BeginFailed`.
-    Begin,
-    /// Ask the destination; answer `Answered` or `Silent`.
-    Ask(Request),
-    /// Have the host move the memory and stop the guest; answer `Performed` or `PerformFailed`.
-    Perform(Prepared),
-    /// Have the host look at its copy; answer `Local` or `InspectFailed`.
-    Inspect,
-    /// Have the host end its copy or go on with it; answer `Confirmed` or `ConfirmFailed`.
-    Confirm(Outcome),
-    /// Remove the record; answer `Forgotten` or `ForgetFailed`.
-    Forget,
-    /// Wait a while; answer `Retry`, or `GiveUp` if there was waiting enough.
-    Pause,
-    /// Over.
-    Done(SourceEnd),
-}
-
-/// What becomes of the source's copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "a copy is kept or it is not")]
-pub enum Outcome {
-    /// It stays the guest: end what is left of the migration and let it run, if it ran before.
-    Kept(RunState),
-    /// It is not the guest any more, or dead: end it and clear its remains.
-    Released,
-}
-
-/// How a run of the machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SourceEnd {
-    /// Who owns the guest.
-    pub owner: Owner,
-    /// How it came to this.
-    pub why: EndWhy,
-    /// Whether both sides are through and the record is gone; else the migration is to be taken up again.
-    pub settled: bool,
-}
-
-/// Whether the protocol ran its course.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "a caller must tell them apart")]
-pub enum EndWhy {
-    /// It did, to one of its ends.
-    Protocol,
-    /// A later life of this daemon works on the migration; this one has touched nothing since.
-    Superseded,
-    /// The destination contradicts what the source knows for certain.
-    Conflict,
-}
-
-/// What came of an action.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "the outcomes of the actions above")]
-#[expect(missing_docs, reason = "each is named at its action")]
-pub enum SourceInput {
-    Recorded,
-    RecordFailed,
-    Begun {
-        cookie: Cookie,
-        run: RunState,
-    },
-    BeginFailed,
-    Answered(Reply),
-    /// No answer. `sent` is false only if the request certainly never left.
-    Silent {
-        sent: bool,
-    },
-    Performed,
-    PerformFailed,
-    Local(GuestState),
-    InspectFailed,
-    Confirmed,
-    ConfirmFailed,
-    Forgotten,
-    ForgetFailed,
-    Retry,
-    GiveUp,
-}
+pub use step::{EndWhy, Outcome, SourceAction, SourceEnd, SourceInput};
 
 /// The source side of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -142,7 +57,7 @@ enum At {
     Reopening { heard: Option<Status> },
     Beginning,
     AskingPrepare,
-    Performing,
+    Performing(Prepared),
     AskingFinish,
     Inspecting { heard: Option<Status> },
     AskingStatus { local: GuestState },
@@ -240,11 +155,7 @@ impl SourceMachine {
             }
             At::Beginning => SourceAction::Begin,
             At::AskingPrepare => self.ask(Call::Prepare(self.guest.clone())),
-            At::Performing => SourceAction::Perform(
-                self.prepared
-                    .clone()
-                    .expect("memory moves only after the prepare answer"),
-            ),
+            At::Performing(to) => SourceAction::Perform(to.clone()),
             At::AskingFinish => self.ask(Call::Finish),
             At::Inspecting { .. } => SourceAction::Inspect,
             At::AskingStatus { .. } => self.ask(Call::Status(Side::Destination)),
@@ -279,7 +190,9 @@ impl SourceMachine {
                 self.guest.cookie = cookie;
                 self.advance(SourceStage::Prepare);
             }
-            (At::Beginning, In::BeginFailed) | (At::Performing, In::PerformFailed) => self.look(),
+            (At::Beginning, In::BeginFailed) | (At::Performing(_), In::PerformFailed) => {
+                self.look()
+            }
 
             (At::AskingPrepare, In::Answered(Reply::Prepared(prepared))) => {
                 self.prepared = Some(prepared);
@@ -289,7 +202,7 @@ impl SourceMachine {
                 self.told = false;
                 self.look();
             }
-            (At::Performing, In::Performed) => self.advance(SourceStage::HandingOver),
+            (At::Performing(_), In::Performed) => self.advance(SourceStage::HandingOver),
 
             (At::AskingFinish, In::Answered(Reply::Owned)) => self.advance(SourceStage::Released),
             (At::AskingFinish, In::Answered(Reply::Lost)) => {
@@ -381,7 +294,7 @@ impl SourceMachine {
     pub fn cancellable(&self) -> bool {
         match &self.at {
             At::Recording { .. } => self.record.stage.phase() <= Phase::Finish,
-            At::Beginning | At::AskingPrepare | At::Performing => true,
+            At::Beginning | At::AskingPrepare | At::Performing(_) => true,
             _ => false,
         }
     }
@@ -430,7 +343,10 @@ impl SourceMachine {
                 self.told = true;
                 At::AskingPrepare
             }
-            SourceStage::Perform => At::Performing,
+            SourceStage::Perform => match self.prepared.take() {
+                Some(to) => At::Performing(to),
+                None => At::Inspecting { heard: None },
+            },
             SourceStage::HandingOver => At::AskingFinish,
             SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
                 At::Confirming
@@ -515,206 +431,5 @@ fn decided(owner: Owner) -> Status {
         phase: Phase::Confirm,
         owner,
         copy: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        message::{CopyState, Ran},
-        phase::{Epoch, Reason},
-    };
-
-    fn machine() -> SourceMachine {
-        SourceMachine::begin(
-            SourceRecord {
-                migration: MigrationId::from_uuid(Uuid::nil()),
-                domain: Uuid::nil(),
-                epoch: Epoch::FIRST,
-                run: RunState::Running,
-                peer: "".into(),
-                stage: SourceStage::Begin,
-            },
-            "",
-        )
-    }
-
-    fn prepared() -> Reply {
-        Reply::Prepared(Prepared {
-            connect: "tcp:b:1".into(),
-            cookie: Cookie::empty(),
-        })
-    }
-
-    fn begun() -> SourceInput {
-        SourceInput::Begun {
-            cookie: Cookie::empty(),
-            run: RunState::Running,
-        }
-    }
-
-    /// The inputs of a migration without trouble, in order.
-    fn good_run() -> Vec<SourceInput> {
-        use SourceInput as In;
-        vec![
-            In::Recorded,
-            begun(),
-            In::Recorded,
-            In::Answered(prepared()),
-            In::Recorded,
-            In::Performed,
-            In::Recorded,
-            In::Answered(Reply::Owned),
-            In::Recorded,
-            In::Confirmed,
-            In::Answered(Reply::Closed),
-            In::Forgotten,
-        ]
-    }
-
-    fn after(steps: usize) -> SourceMachine {
-        let mut machine = machine();
-        for input in good_run().into_iter().take(steps) {
-            machine.on(input);
-        }
-        machine
-    }
-
-    fn asks(machine: &SourceMachine) -> Option<Call> {
-        match machine.action() {
-            SourceAction::Ask(request) => Some(request.call),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn a_migration_without_trouble_ends_at_the_destination() {
-        let end = SourceEnd {
-            owner: Owner::Destination,
-            why: EndWhy::Protocol,
-            settled: true,
-        };
-        assert_eq!(after(usize::MAX).action(), SourceAction::Done(end));
-    }
-
-    #[test]
-    fn the_guest_is_offered_only_after_the_journal_says_so() {
-        let SourceAction::Record(record) = after(6).action() else {
-            panic!("not recording")
-        };
-        assert_eq!(record.stage, SourceStage::HandingOver);
-        assert_eq!(asks(&after(7)), Some(Call::Finish));
-    }
-
-    #[test]
-    fn cancel_undoes_up_to_the_point_of_return_and_is_too_late_from_there() {
-        for steps in 0..good_run().len() {
-            let mut machine = after(steps);
-            match machine.cancel() {
-                Ok(()) => {
-                    assert!(steps < 7, "cancelled after {steps} steps");
-                    assert_eq!(machine.action(), SourceAction::Inspect);
-                    machine.on(SourceInput::Local(GuestState::Stopped));
-                    assert!(matches!(machine.stage(), SourceStage::Kept { .. }));
-                }
-                Err(late) => {
-                    assert!(steps >= 7, "too late after {steps} steps");
-                    assert!(late.phase >= Phase::Finish);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_lost_finish_answer_neither_resumes_nor_kills() {
-        let mut machine = after(7);
-        machine.on(SourceInput::Silent { sent: true });
-        assert_eq!(machine.action(), SourceAction::Pause);
-        machine.on(SourceInput::Retry);
-        machine.on(SourceInput::Local(GuestState::Stopped));
-        assert_eq!(asks(&machine), Some(Call::Status(Side::Destination)));
-        machine.on(SourceInput::Silent { sent: false });
-        machine.on(SourceInput::GiveUp);
-        let doubt = SourceEnd {
-            owner: Owner::InDoubt,
-            why: EndWhy::Protocol,
-            settled: false,
-        };
-        assert_eq!(machine.action(), SourceAction::Done(doubt));
-    }
-
-    #[test]
-    fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
-        let mut first = after(7);
-        first.on(SourceInput::Silent { sent: false });
-        first.on(SourceInput::Local(GuestState::Stopped));
-        assert_eq!(first.stage(), &SourceStage::Kept { tell: true });
-
-        let mut second = after(7);
-        second.on(SourceInput::Answered(Reply::Busy(Reason::new(
-            "still loading",
-        ))));
-        second.on(SourceInput::Retry);
-        second.on(SourceInput::Local(GuestState::Stopped));
-        second.on(SourceInput::Answered(Reply::Status(Status {
-            side: Side::Destination,
-            phase: Phase::Perform,
-            owner: Owner::Source,
-            copy: None,
-        })));
-        assert_eq!(asks(&second), Some(Call::Finish));
-        second.on(SourceInput::Silent { sent: false });
-        assert_eq!(second.stage(), &SourceStage::HandingOver);
-    }
-
-    #[test]
-    fn a_source_that_died_in_the_middle_offers_the_copy_that_may_be_complete() {
-        let mut machine = after(5);
-        machine.on(SourceInput::PerformFailed);
-        machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
-        machine.on(SourceInput::Recorded);
-        assert_eq!(asks(&machine), Some(Call::Finish));
-        machine.on(SourceInput::Answered(Reply::Refused(Reason::new(
-            "half a guest",
-        ))));
-        machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
-        assert_eq!(
-            asks(&machine),
-            Some(Call::Status(Side::Destination)),
-            "is there a copy?"
-        );
-        machine.on(SourceInput::Answered(Reply::Status(Status {
-            copy: Some(CopyState::Gone(Ran::Never)),
-            ..decided(Owner::Source)
-        })));
-        assert_eq!(machine.stage(), &SourceStage::Lost { tell: true });
-    }
-
-    #[test]
-    fn a_restart_counts_the_epoch_up_before_it_speaks() {
-        let SourceAction::Record(record) = after(6).action() else {
-            panic!("not recording")
-        };
-        let machine = SourceMachine::recover(record);
-        let SourceAction::Record(again) = machine.action() else {
-            panic!("not recording")
-        };
-        assert_eq!(again.epoch, Epoch::FIRST.next());
-    }
-
-    #[test]
-    fn an_input_that_answers_another_action_changes_nothing() {
-        let mut machine = after(7);
-        let before = machine.clone();
-        for input in [
-            SourceInput::Performed,
-            SourceInput::Retry,
-            SourceInput::Forgotten,
-            begun(),
-        ] {
-            machine.on(input);
-            assert_eq!(machine, before);
-        }
     }
 }

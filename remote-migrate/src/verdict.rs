@@ -114,11 +114,10 @@ pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVer
             (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
             (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost,
             (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
-                _ if status.decided() => Lost,
-                Some(CopyState::Gone(_)) => Lost,
+                None | Some(CopyState::Gone(_)) => Lost,
                 // Complete, or still reading what is in flight. It may be older than what ran here
                 // last, so it is neither started nor discarded without a person.
-                _ => InDoubt,
+                Some(_) => InDoubt,
             },
         },
         SourceStage::HandingOver => match (heard.decided(), heard) {
@@ -176,6 +175,12 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
     let forgotten = heard == Heard::NoRecord;
     match (stage, local) {
         (DestinationStage::Preparing, _) => Discard,
+        // The source has nothing more to send: a stray request made this one after all was over.
+        (DestinationStage::Prepared | DestinationStage::Refused { .. }, CopyState::Incoming)
+            if released =>
+        {
+            Discard
+        }
 
         (DestinationStage::Prepared, CopyState::Started) => Conflict,
         (DestinationStage::Prepared, _) if kept => Discard,

@@ -7,15 +7,12 @@
 
 mod world;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    fmt::Write as _,
-};
+use std::collections::{HashMap, VecDeque};
 
 use world::{Break, Faults, World};
 
 /// A walk ends with an error beyond this many states: then its bound does not hold any more.
-const TOO_MANY: usize = 3_000_000;
+const TOO_MANY: usize = 5_000_000;
 
 struct Walk {
     states: usize,
@@ -24,10 +21,10 @@ struct Walk {
 }
 
 /// The shortest story that breaks the law.
-#[derive(Debug)]
 struct Broken {
     law: &'static str,
-    story: String,
+    story: Vec<&'static str>,
+    world: World,
 }
 
 fn walk(faults: Faults, mutation: Break) -> Result<Walk, Broken> {
@@ -51,8 +48,12 @@ fn walk(faults: Faults, mutation: Break) -> Result<Walk, Broken> {
             steps += 1;
             if let Some(law) = step.broken {
                 let mut story = tell(here, &came_from);
-                let _ = writeln!(story, "  {}\n{:#?}", step.label, worlds[here]);
-                return Err(Broken { law, story });
+                story.push(step.label);
+                return Err(Broken {
+                    law,
+                    story,
+                    world: step.world,
+                });
             }
             let there = *index.entry(step.world).or_insert_with_key(|world| {
                 worlds.push(world.clone());
@@ -87,11 +88,10 @@ fn walk(faults: Faults, mutation: Break) -> Result<Walk, Broken> {
         }
     }
     if let Some(stuck) = heals.iter().position(|heals| !heals) {
-        let mut story = tell(stuck, &came_from);
-        let _ = writeln!(story, "{:#?}", worlds[stuck]);
         return Err(Broken {
             law: "with links healed and daemons back, one owner is reached",
-            story,
+            story: tell(stuck, &came_from),
+            world: worlds.swap_remove(stuck),
         });
     }
     Ok(Walk {
@@ -101,16 +101,14 @@ fn walk(faults: Faults, mutation: Break) -> Result<Walk, Broken> {
     })
 }
 
-fn tell(mut at: usize, came_from: &[(usize, &'static str)]) -> String {
-    let mut lines = Vec::new();
+fn tell(mut at: usize, came_from: &[(usize, &'static str)]) -> Vec<&'static str> {
+    let mut story = Vec::new();
     while at != 0 {
-        lines.push(came_from[at].1);
+        story.push(came_from[at].1);
         at = came_from[at].0;
     }
-    lines.iter().rev().fold(String::new(), |mut story, line| {
-        let _ = writeln!(story, "  {line}");
-        story
-    })
+    story.reverse();
+    story
 }
 
 #[track_caller]
@@ -124,21 +122,36 @@ fn holds(name: &str, faults: Faults) -> usize {
             println!("{name}: {states} states, {steps} steps, {settled} settled; the law holds");
             states
         }
-        Err(Broken { law, story }) => panic!("{name}: broken: {law}\n{story}"),
+        Err(Broken { law, story, world }) => {
+            panic!(
+                "{name}: broken: {law}\n  {}\n{world:#?}",
+                story.join("\n  ")
+            )
+        }
     }
 }
 
+/// Each daemon crashes once, at any point.
+const CRASHES: Faults = Faults {
+    source_crashes: 1,
+    destination_crashes: 1,
+    ..Faults::NONE
+};
+
 #[test]
-fn the_law_holds_under_crashes_of_either_daemon_and_a_bad_link() {
+fn without_faults_the_guest_moves() {
+    holds("no faults", Faults::NONE);
+}
+
+#[test]
+fn the_law_holds_when_requests_come_late_or_twice() {
     let faults = Faults {
-        source_crashes: 1,
-        destination_crashes: 1,
         strays: 1,
-        cancels: 1,
         gives_up: 1,
-        ..Faults::default()
+        cancels: 1,
+        ..CRASHES
     };
-    let states = holds("crashes", faults);
+    let states = holds("strays", faults);
     assert!(
         states >= 20_000,
         "only {states} states: the walk has lost its reach"
@@ -146,55 +159,72 @@ fn the_law_holds_under_crashes_of_either_daemon_and_a_bad_link() {
 }
 
 #[test]
+fn the_law_holds_when_daemons_crash_again_and_again() {
+    let faults = Faults {
+        source_crashes: 2,
+        destination_crashes: 2,
+        ..Faults::NONE
+    };
+    holds("crashes", faults);
+}
+
+#[test]
 fn the_law_holds_when_hosts_and_journals_fail() {
     holds(
         "failures",
         Faults {
-            source_crashes: 1,
-            destination_crashes: 1,
             failures: 2,
-            gives_up: 1,
-            ..Faults::default()
+            ..CRASHES
         },
     );
 }
 
 #[test]
 fn the_law_holds_when_guests_are_killed() {
-    let faults = Faults {
-        source_crashes: 1,
-        destination_crashes: 1,
-        kills: 1,
-        failures: 1,
-        gives_up: 1,
-        ..Faults::default()
-    };
-    holds("kills", faults);
+    holds(
+        "kills",
+        Faults {
+            kills: 2,
+            ..CRASHES
+        },
+    );
 }
 
 #[test]
-fn without_faults_the_guest_moves() {
-    holds("no faults", Faults::default());
+#[ignore = "minutes: over a million states, for a change of the machines"]
+fn the_law_holds_to_a_wider_bound() {
+    let all = Faults {
+        failures: 1,
+        strays: 1,
+        cancels: 1,
+        gives_up: 1,
+        ..CRASHES
+    };
+    let killed = Faults {
+        strays: 1,
+        kills: 1,
+        failures: 1,
+        ..CRASHES
+    };
+    let states = holds("wide", all) + holds("wide, killed", killed);
+    assert!(
+        states >= 1_000_000,
+        "only {states} states: the walk has lost its reach"
+    );
 }
 
 #[track_caller]
 fn is_found(mutation: Break) {
     let faults = Faults {
-        source_crashes: 1,
-        destination_crashes: 1,
         strays: 1,
         failures: 1,
         cancels: 1,
-        gives_up: 1,
-        ..Faults::default()
+        ..CRASHES
     };
-    let Err(Broken { law, story }) = walk(faults, mutation) else {
+    let Err(Broken { law, story, .. }) = walk(faults, mutation) else {
         panic!("nobody noticed {mutation:?}");
     };
-    println!(
-        "{mutation:?} breaks: {law}, in {} steps",
-        story.lines().count()
-    );
+    println!("{mutation:?} breaks: {law}, in {} steps", story.len());
 }
 
 #[test]
@@ -235,104 +265,4 @@ fn discarding_a_complete_copy_upon_silence_is_found() {
 #[test]
 fn forgetting_before_the_peer_has_confirmed_is_found() {
     is_found(Break::ForgetUnconfirmed);
-}
-#[test]
-#[ignore]
-fn measure() {
-    let z = Faults::default();
-    let b = Faults { source_crashes: 1, destination_crashes: 1, ..z };
-    for (n, f) in [
-        ("2sc+2dc", Faults { source_crashes: 2, destination_crashes: 2, ..z }),
-        ("+2strays", Faults { strays: 2, ..b }),
-        ("+fail+kill", Faults { failures: 1, kills: 1, ..b }),
-        ("+2fail", Faults { failures: 2, ..b }),
-        ("+kill+stray", Faults { strays: 1, kills: 1, ..b }),
-        ("+2kill", Faults { kills: 2, ..b }),
-        ("+fail+stray+c+g", Faults { failures: 1, strays: 1, cancels: 1, gives_up: 1, ..b }),
-
-        ("none", z),
-        (
-            "sc",
-            Faults {
-                source_crashes: 1,
-                ..z
-            },
-        ),
-        (
-            "dc",
-            Faults {
-                destination_crashes: 1,
-                ..z
-            },
-        ),
-        ("strays", Faults { strays: 1, ..z }),
-        ("fail", Faults { failures: 1, ..z }),
-        ("cancel", Faults { cancels: 1, ..z }),
-        ("giveup", Faults { gives_up: 1, ..z }),
-        ("kill", Faults { kills: 1, ..z }),
-        (
-            "sc+dc",
-            Faults {
-                source_crashes: 1,
-                destination_crashes: 1,
-                ..z
-            },
-        ),
-        (
-            "sc+dc+c",
-            Faults {
-                source_crashes: 1,
-                destination_crashes: 1,
-                cancels: 1,
-                ..z
-            },
-        ),
-        (
-            "sc+dc+kill",
-            Faults {
-                source_crashes: 1,
-                destination_crashes: 1,
-                kills: 1,
-                ..z
-            },
-        ),
-        (
-            "sc+dc+fail",
-            Faults {
-                source_crashes: 1,
-                destination_crashes: 1,
-                failures: 1,
-                ..z
-            },
-        ),
-        (
-            "sc+dc+giveup",
-            Faults {
-                source_crashes: 1,
-                destination_crashes: 1,
-                gives_up: 1,
-                ..z
-            },
-        ),
-        (
-            "sc+dc+copy",
-            Faults {
-                source_crashes: 1,
-                destination_crashes: 1,
-                strays: 1,
-                ..z
-            },
-        ),
-    ] {
-        let t = std::time::Instant::now();
-        match walk(f, Break::Nothing) {
-            Ok(w) => println!(
-                "{n}: {} states {} steps {:?}",
-                w.states,
-                w.steps,
-                t.elapsed()
-            ),
-            Err(b) => println!("{n}: BROKEN {} {} {:?}", b.law, b.story, t.elapsed()),
-        }
-    }
 }

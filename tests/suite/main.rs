@@ -11,6 +11,7 @@ mod bad_input;
 mod death;
 mod jobs;
 mod lifecycle;
+mod migration;
 mod save;
 mod silence;
 
@@ -22,12 +23,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 7] = [
+    let modules: [(&str, harness::Tests); 8] = [
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("death", death::TESTS),
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
+        ("migration", migration::TESTS),
         ("save", save::TESTS),
         ("silence", silence::TESTS),
     ];

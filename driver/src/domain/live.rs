@@ -1,5 +1,6 @@
 //! The guest of one generation: its process, its monitor, its agent, and how it is known to end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(crate) struct Live {
     closed: CancellationToken,
     /// Why it will end, if somebody here decided so.
     doom: Mutex<Option<GoneWhy>>,
+    /// Whether a guest that arrives may have run here.
+    has_run: AtomicBool,
 }
 
 impl Live {
@@ -42,6 +45,7 @@ impl Live {
             agent: OnceLock::new(),
             closed: CancellationToken::new(),
             doom: Mutex::new(None),
+            has_run: AtomicBool::new(false),
         }
     }
 
@@ -71,6 +75,15 @@ impl Live {
     /// Waits until the monitor's connection has ended.
     pub(crate) async fn wait_monitor_closed(&self) {
         self.closed.cancelled().await;
+    }
+
+    /// From here on the guest may have run.
+    pub(crate) fn mark_run(&self) {
+        self.has_run.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_run(&self) -> bool {
+        self.has_run.load(Ordering::SeqCst)
     }
 
     /// Decides how it ends, before it does. The first decision stands.

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::domain::Domain;
 use crate::error::{Cause, Error, io};
-use crate::ops::start::{bring_up, definition, finish, give_up};
+use crate::ops::start::{bring_up, definition, finish, give_up, refuse_if_moved};
 use crate::ops::{AsyncOp, Call};
 use crate::save_file::{Head, SaveFile, State};
 
@@ -257,6 +257,7 @@ async fn end(op: &mut AsyncOp, path: &Path) {
 async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
     let (file, head) = blocking(move || SaveFile::open(&path)).await?;
     let file = Arc::new(file);
+    refuse_if_moved(&op).await?;
     let live = bring_up(&mut op, &head.guest, true).await?;
     op.set_phase("reading");
     let read = async {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use job_core::{AsyncKind, GoneWhy, Guard};
 use monitor_qmp::{Monitor, Qmp, command};
+use remote_migrate::Record;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 
@@ -52,6 +53,7 @@ impl Domain {
                 let mask = AsyncKind::Start.default_mask();
                 let work = move |mut op: AsyncOp| async move {
                     let guest = definition(&op)?;
+                    refuse_if_moved(&op).await?;
                     let live = bring_up(&mut op, &guest, false).await?;
                     finish(&mut op, &live, !options.paused).await
                 };
@@ -68,6 +70,26 @@ pub(crate) fn definition(op: &AsyncOp) -> Result<Guest, Error> {
     Ok(definition.ok_or_else(|| {
         Cause::State("it was attached and has no definition to start from".into())
     })?)
+}
+
+/// Refuses a guest that may live elsewhere: one that a migration handed over, or left in doubt.
+pub(crate) async fn refuse_if_moved(op: &AsyncOp) -> Result<(), Error> {
+    let records = op.domain().0.context.journal.list().await;
+    let records = records.map_err(|error| {
+        Cause::State(format!("the migration journal cannot be read: {error:#}"))
+    })?;
+    let mine = |record: &&Record| record.domain() == op.domain().uuid() && record.refuses_start();
+    match records.iter().find(mine) {
+        Some(record) => {
+            let text = format!(
+                "migration {} has it, its owner is {}",
+                record.migration(),
+                record.owner()
+            );
+            Err(Cause::State(text).into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Launches QEMU and connects to it. Whatever fails after the launch ends the process again.

@@ -14,7 +14,7 @@ use remote_migrate::{
 use uuid::Uuid;
 
 /// How many faults of each sort one story may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Faults {
     /// Crashes of the source's daemon.
     pub(crate) source_crashes: u8,
@@ -30,6 +30,19 @@ pub(crate) struct Faults {
     pub(crate) gives_up: u8,
     /// Guests that are killed.
     pub(crate) kills: u8,
+}
+
+impl Faults {
+    /// A story without faults.
+    pub(crate) const NONE: Self = Self {
+        source_crashes: 0,
+        destination_crashes: 0,
+        strays: 0,
+        failures: 0,
+        cancels: 0,
+        gives_up: 0,
+        kills: 0,
+    };
 }
 
 /// A rule that is broken on purpose.
@@ -81,7 +94,7 @@ struct Truth {
     ran_on: bool,
     /// The destination's journal has named the destination once.
     taken: bool,
-    /// The source's journal has named the source for good once.
+    /// The source has named itself the owner for good once.
     kept: bool,
     /// A guest was killed.
     killed: bool,
@@ -268,6 +281,9 @@ impl Steps<'_> {
             }
             SourceAction::Pause => {
                 self.source_does("source asks again", |_| (SIn::Retry, None));
+                if let Some(record) = self.from.source_journal.clone() {
+                    self.rule_source(record);
+                }
                 self.costs(
                     |faults| &mut faults.gives_up,
                     "source gives up",
@@ -360,15 +376,23 @@ impl Steps<'_> {
         }
     }
 
-    /// An operator who knows the truth: the copy over there is older than what ran here last.
+    /// An operator who knows the truth: which of the two copies, if any, is the guest as it was last.
     fn rule_source(&mut self, record: SourceRecord) {
-        let gone = self.from.guest == Life::Dead && self.from.truth.ran_on;
-        if gone && record.stage == SourceStage::Perform {
-            self.add("an operator rules the other copy out", false, |world| {
-                world.source = Some(SourceMachine::rule(record, Ruling::PeerFenced));
-                None
-            });
+        if self.from.guest != Life::Dead || record.stage != SourceStage::Perform {
+            return;
         }
+        let ruling = if self.from.truth.ran_on {
+            Ruling::PeerFenced
+        } else if self.from.copy == Copied::Complete {
+            Ruling::PeerOwns
+        } else {
+            return;
+        };
+        self.add("an operator rules at the source", false, |world| {
+            world.source = Some(SourceMachine::rule(record, ruling));
+            world.hang_up();
+            None
+        });
     }
 
     /// What the destination's daemon does, or what becomes of it.
@@ -419,12 +443,6 @@ impl Steps<'_> {
             }
             DestinationAction::Load => match self.from.copy {
                 Copied::Complete => self.destination_does("all is loaded", |_| (DIn::Loaded, None)),
-                Copied::Incoming if self.from.guest == Life::Dead => {
-                    self.destination_does("the stream ends early", |world| {
-                        world.copy = Copied::Dead;
-                        (DIn::LoadFailed(why()), None)
-                    });
-                }
                 Copied::Incoming => {
                     self.destination_does("not all is loaded", |_| (DIn::Loading, None));
                 }
@@ -624,6 +642,12 @@ impl Steps<'_> {
 
     /// What happens to guests.
     fn world(&mut self) {
+        if self.from.guest == Life::Dead && self.from.copy == Copied::Incoming {
+            self.add("the stream ends early", false, |world| {
+                world.copy = Copied::Dead;
+                None
+            });
+        }
         if self.from.guest != Life::Dead && !self.from.settled_there {
             self.costs(
                 |faults| &mut faults.kills,
@@ -801,6 +825,8 @@ impl World {
     }
 
     fn confirm(&mut self, outcome: Outcome) -> (SIn, Option<&'static str>) {
+        // Whether it is written or not: from here on the source acts as the owner.
+        self.truth.kept |= outcome != Outcome::Released;
         match outcome {
             Outcome::Kept(_) if self.guest == Life::Dead => (SIn::ConfirmFailed, None),
             Outcome::Kept(_) => {

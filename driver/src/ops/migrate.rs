@@ -1,0 +1,321 @@
+//! A guest leaves for another host: the driver's steps for the source side of `remote-migrate`.
+//!
+//! The async job is held from Begin to Confirm. The peer is asked while the job is held and nothing is locked (R14);
+//! whether the guest still lives is checked again afterwards, by looking at it. Decides nothing: the phases do.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use job_core::{AsyncKind, GoneWhy};
+use monitor_qmp::command::{self, MigrationStatus};
+use remote_migrate::source::Outcome;
+use remote_migrate::verdict::GuestState;
+use remote_migrate::{
+    Answer, Begun, Control, Cookie, HostError, Journal, Meter, Peer, PeerError, Plan, Prepared,
+    Ran, Request, RunState, SourceHost, Step, Transfer,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::domain::Domain;
+use crate::error::{Cause, Error};
+use crate::guest::Guest;
+use crate::ops::start::definition;
+use crate::ops::{AsyncOp, Call};
+
+/// How often QEMU is asked how far it is.
+const POLL: Duration = Duration::from_millis(100);
+/// The name under which QEMU keeps the connection.
+const FD_NAME: &str = "vmwright-migrate";
+
+/// How a guest is moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "any value is valid; built with `..MigrateOptions::default()`"
+)]
+pub struct MigrateOptions {
+    /// At most so many bytes a second; QEMU's own default is 128 MiB/s.
+    pub bandwidth: Option<u64>,
+    /// The longest the guest may stand still at the end; QEMU's own default is 300 ms.
+    pub downtime: Option<Duration>,
+}
+
+/// What the destination's driver must know of the guest.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Moving {
+    pub(crate) guest: Guest,
+}
+
+impl Domain {
+    /// Moves the guest to the driver behind `peer`. Done means that the destination has said that the guest is its own.
+    ///
+    /// It can be cancelled until the guest was offered to the other side; then the answer is
+    /// [`TooLate`](crate::ErrorKind::TooLate). A failure names who owns the guest; in doubt, nothing is resumed here
+    /// until the peer was asked or an operator decided.
+    pub fn migrate(
+        &self,
+        peer: Arc<dyn Peer>,
+        options: MigrateOptions,
+    ) -> Call<remote_migrate::Report> {
+        let domain = self.clone();
+        Call::new(self.0.context.defaults.long, move |deadline| async move {
+            let mask = AsyncKind::MigrationOut.default_mask();
+            let work = move |op: AsyncOp| leave(op, peer, options);
+            domain
+                .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
+                .await
+        })
+    }
+}
+
+async fn leave(
+    op: AsyncOp,
+    peer: Arc<dyn Peer>,
+    options: MigrateOptions,
+) -> Result<remote_migrate::Report, Error> {
+    let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
+    let plan = Plan::new(op.domain().uuid());
+    let control = Control::new();
+    let token = job_core::Guard::token(&*op.job);
+    let op = Mutex::new(op);
+    let host = Leaving { op: &op, options };
+    let peer = Held {
+        op: &op,
+        peer: &*peer,
+    };
+    let moving = remote_migrate::migrate(&plan, &host, &peer, &*journal, &control);
+    tokio::pin!(moving);
+    let moved = tokio::select! {
+        moved = &mut moving => moved,
+        _ = token.stop() => {
+            // Too late is an answer too: the migration goes on then, and says how it ended.
+            let _answer = control.cancel();
+            moving.await
+        }
+    };
+    Ok(moved.map_err(Cause::Migrate)?)
+}
+
+/// The peer, asked while the job is held.
+struct Held<'a> {
+    op: &'a Mutex<AsyncOp>,
+    peer: &'a dyn Peer,
+}
+
+#[async_trait]
+impl Peer for Held<'_> {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let mut op = self.op.lock().await;
+        let mut answer = None;
+        let asked = op
+            .job()
+            .remote(async { answer = Some(self.peer.ask(request.clone(), deadline).await) })
+            .await;
+        match (answer, asked) {
+            // The answer counts also when the guest died here meanwhile: it may live there. The phases look at it next.
+            (Some(answer), _) => answer,
+            // The guest was gone before: the question stands all the same, since the other side may have it.
+            (None, _) => self.peer.ask(request, deadline).await,
+        }
+    }
+}
+
+/// The local steps, on a real QEMU.
+struct Leaving<'a> {
+    op: &'a Mutex<AsyncOp>,
+    options: MigrateOptions,
+}
+
+#[async_trait]
+impl SourceHost for Leaving<'_> {
+    async fn begin(&self, _step: Step) -> Result<Begun, HostError> {
+        let mut op = self.op.lock().await;
+        op.set_phase("begin");
+        let guest = definition(&op).map_err(HostError::new)?;
+        let monitor = op.monitor().await.map_err(HostError::new)?;
+        let status = monitor
+            .execute(command::QueryStatus)
+            .await
+            .map_err(HostError::new)?;
+        let info = monitor
+            .execute(command::QueryMigrate)
+            .await
+            .map_err(HostError::new)?;
+        if let Some(reason) = info.blocked_reasons.first() {
+            return Err(HostError::new(format!("it cannot be moved: {reason}")));
+        }
+        let cookie = Cookie::encode(&Moving { guest }).map_err(HostError::new)?;
+        Ok(Begun {
+            cookie,
+            run: if status.running {
+                RunState::Running
+            } else {
+                RunState::Paused
+            },
+        })
+    }
+
+    async fn perform(&self, _step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError> {
+        let mut op = self.op.lock().await;
+        op.set_phase("perform");
+        self.send(&mut op, to, meter).await.map_err(HostError::new)
+    }
+
+    async fn confirm(&self, _step: Step, outcome: Outcome) -> Result<(), HostError> {
+        let mut op = self.op.lock().await;
+        op.set_phase("confirm");
+        match outcome {
+            Outcome::Kept(run) => keep(&mut op, run).await,
+            Outcome::Released => release(&mut op).await,
+        }
+        .map_err(HostError::new)
+    }
+
+    async fn inspect(&self, _step: Step) -> Result<GuestState, HostError> {
+        let mut op = self.op.lock().await;
+        if op.domain().0.live().is_none() {
+            // How far it ran on its own before it died is not known here.
+            return Ok(GuestState::Gone(Ran::Maybe));
+        }
+        let monitor = op.monitor().await.map_err(HostError::new)?;
+        let status = monitor
+            .execute(command::QueryStatus)
+            .await
+            .map_err(HostError::new)?;
+        let info = monitor
+            .execute(command::QueryMigrate)
+            .await
+            .map_err(HostError::new)?;
+        Ok(match (status.running, is_over(info.status.as_ref())) {
+            (true, _) => GuestState::Running,
+            (false, Some(true)) | (false, None) => GuestState::Stopped,
+            (false, Some(false)) => GuestState::Running,
+        })
+    }
+}
+
+/// Whether the migration moved the guest (`true`), or left it where it was (`false`); nothing while it is under way.
+fn is_over(status: Option<&MigrationStatus>) -> Option<bool> {
+    match status {
+        Some(MigrationStatus::Completed) => Some(true),
+        None
+        | Some(MigrationStatus::None | MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+            Some(false)
+        }
+        Some(_) => None,
+    }
+}
+
+impl Leaving<'_> {
+    /// Sends the guest's memory over a connection of ours, until QEMU says that all was acknowledged.
+    async fn send(&self, op: &mut AsyncOp, to: &Prepared, meter: &Meter) -> Result<(), Error> {
+        let deadline = op
+            .deadline()
+            .min(Instant::now() + op.domain().0.context.defaults.connect);
+        let transports = op.domain().0.context.transports.clone();
+        let connection: OwnedFd = transports.dial(&to.connect, deadline).await?.into_fd();
+        let monitor = op.monitor().await?;
+        // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
+        let capabilities = vec![command::MigrationCapability::on("return-path")];
+        monitor
+            .execute(command::MigrateSetCapabilities { capabilities })
+            .await?;
+        let mut parameters = command::MigrateSetParameters::default();
+        parameters.max_bandwidth = self.options.bandwidth;
+        parameters.downtime_limit = self.options.downtime.map(|limit| limit.as_millis() as u64);
+        monitor.execute(parameters).await?;
+        monitor
+            .execute_with_fds(
+                command::Getfd {
+                    fdname: FD_NAME.into(),
+                },
+                vec![connection],
+            )
+            .await?;
+        monitor
+            .execute(command::Migrate::new(format!("fd:{FD_NAME}")))
+            .await?;
+        drop(monitor);
+        loop {
+            let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+            if let Some(ram) = &info.ram {
+                meter.report(Transfer {
+                    sent: ram.transferred,
+                    remaining: ram.remaining,
+                    total: ram.total,
+                    pass: ram.dirty_sync_count,
+                    dirty_rate: ram.dirty_pages_rate * ram.page_size,
+                });
+                let _due = op.report(ram.total.saturating_sub(ram.remaining), ram.total);
+            }
+            match is_over(info.status.as_ref()) {
+                Some(true) => return Ok(()),
+                Some(false) => {
+                    let reason = info
+                        .error_desc
+                        .unwrap_or_else(|| "QEMU gave it up without a reason".into());
+                    return Err(Cause::Failed(reason).into());
+                }
+                None => sleep(POLL).await,
+            }
+        }
+    }
+}
+
+/// Ends what is left of the migration, and lets the guest run if it ran.
+async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
+    op.extend(op.domain().0.context.defaults.command);
+    let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+    if is_over(info.status.as_ref()).is_none() {
+        op.monitor().await?.execute(command::MigrateCancel).await?;
+        while is_over(
+            op.monitor()
+                .await?
+                .execute(command::QueryMigrate)
+                .await?
+                .status
+                .as_ref(),
+        )
+        .is_none()
+        {
+            sleep(POLL).await;
+        }
+    }
+    let monitor = op.monitor().await?;
+    if run == RunState::Running && !monitor.execute(command::QueryStatus).await?.running {
+        monitor.execute(command::Cont).await?;
+    }
+    Ok(())
+}
+
+/// The guest lives elsewhere: its QEMU here ends.
+async fn release(op: &mut AsyncOp) -> Result<(), Error> {
+    op.extend(op.domain().0.context.defaults.command);
+    let Some(live) = op.domain().0.live() else {
+        return Ok(());
+    };
+    live.doom(GoneWhy::Left("it moved to another host".into()));
+    let Some(process) = &live.process else {
+        op.monitor().await?.execute(command::Quit).await?;
+        return Ok(());
+    };
+    process.terminate().map_err(crate::error::io(
+        "signal QEMU, process",
+        process.pid().to_string(),
+    ))?;
+    if timeout(op.domain().0.context.defaults.terminate, process.exited())
+        .await
+        .is_err()
+    {
+        process.kill().map_err(crate::error::io(
+            "signal QEMU, process",
+            process.pid().to_string(),
+        ))?;
+        process.exited().await;
+    }
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The destination's machine alone, one input after another.
+use remote_migrate::{
+    Call, Cookie, CopyState, DestinationStage as Stage, Epoch, Fate, Guest, MigrationId, Phase,
+    Prepared, Ran, Reason, Reply, Request, RunState, Side,
+    destination::{
+        DestinationAction, DestinationEnd, DestinationInput as In, DestinationMachine,
+    },
+};
+use uuid::Uuid;
+
+fn blank() -> DestinationMachine {
+    DestinationMachine::new(MigrationId::from_uuid(Uuid::nil()), None)
+}
+
+fn ask_in(epoch: Epoch, call: Call) -> In {
+    let migration = MigrationId::from_uuid(Uuid::nil());
+    In::Request(Request {
+        migration,
+        epoch,
+        domain: Uuid::nil(),
+        call,
+    })
+}
+
+fn ask(call: Call) -> In {
+    ask_in(Epoch::FIRST, call)
+}
+
+fn prepare() -> Call {
+    Call::Prepare(Guest {
+        cookie: Cookie::empty(),
+        run: RunState::Running,
+        home: "".into(),
+    })
+}
+
+fn place() -> Prepared {
+    Prepared {
+        connect: "tcp:b:1".into(),
+        cookie: Cookie::empty(),
+    }
+}
+
+fn fed(inputs: impl IntoIterator<Item = In>) -> DestinationMachine {
+    let mut machine = blank();
+    for input in inputs {
+        machine.on(input);
+    }
+    machine
+}
+
+/// Prepared, answered, and idle again.
+fn ready() -> Vec<In> {
+    vec![
+        ask(prepare()),
+        In::Recorded,
+        In::Prepared(place()),
+        In::Recorded,
+        In::Replied,
+    ]
+}
+
+fn ready_and(more: impl IntoIterator<Item = In>) -> DestinationMachine {
+    fed(ready().into_iter().chain(more))
+}
+
+fn reply(machine: &DestinationMachine) -> Option<Reply> {
+    match machine.action() {
+        DestinationAction::Reply(reply) => Some(reply),
+        _ => None,
+    }
+}
+
+fn recording(machine: &DestinationMachine) -> Option<Stage> {
+    match machine.action() {
+        DestinationAction::Record(record) => Some(record.stage),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_guest_is_started_only_after_the_journal_names_this_side() {
+    let mut machine = ready_and([ask(Call::Finish), In::Loaded]);
+    assert_eq!(recording(&machine), Some(Stage::Starting));
+    machine.on(In::Recorded);
+    assert_eq!(
+        machine.action(),
+        DestinationAction::Start(RunState::Running)
+    );
+    machine.on(In::Started);
+    machine.on(In::Recorded);
+    assert_eq!(reply(&machine), Some(Reply::Owned));
+}
+
+#[test]
+fn every_request_that_comes_twice_gets_the_stored_answer() {
+    let mut machine = ready_and([ask(prepare())]);
+    assert_eq!(reply(&machine), Some(Reply::Prepared(place())));
+    machine.on(In::Replied);
+    for input in [
+        ask(Call::Finish),
+        In::Loaded,
+        In::Recorded,
+        In::Started,
+        In::Recorded,
+    ] {
+        machine.on(input);
+    }
+    for _ in 0..2 {
+        assert_eq!(reply(&machine), Some(Reply::Owned));
+        machine.on(In::Replied);
+        machine.on(ask(Call::Finish));
+    }
+    machine.on(In::Replied);
+    for input in [
+        ask(Call::Confirm(Fate::Keep)),
+        In::Local(CopyState::Started),
+        In::Forgotten,
+    ] {
+        machine.on(input);
+    }
+    assert_eq!(reply(&machine), Some(Reply::Closed));
+    machine.on(In::Replied);
+    machine.on(ask(prepare()));
+    assert!(
+        matches!(reply(&machine), Some(Reply::Refused(_))),
+        "a late prepare makes nothing"
+    );
+}
+
+#[test]
+fn without_a_journal_the_guest_is_neither_taken_nor_refused() {
+    let machine = ready_and([ask(Call::Finish), In::Loaded, In::RecordFailed]);
+    assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
+    let why = Reason::new("half a guest");
+    let machine = ready_and([ask(Call::Finish), In::LoadFailed(why), In::RecordFailed]);
+    assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
+}
+
+#[test]
+fn a_guest_that_never_ran_is_given_back_but_its_copy_stays_until_the_source_confirms() {
+    let why = Reason::new("no such cpu");
+    let failed = In::StartFailed {
+        ran: Ran::Never,
+        why: why.clone(),
+    };
+    let mut machine = ready_and([ask(Call::Finish), In::Loaded, In::Recorded, failed]);
+    assert_eq!(
+        recording(&machine),
+        Some(Stage::Refused {
+            why: why.clone(),
+            complete: true
+        })
+    );
+    machine.on(In::Recorded);
+    assert_eq!(reply(&machine), Some(Reply::Refused(why)));
+    machine.on(In::Replied);
+    machine.on(ask(Call::Confirm(Fate::Discard)));
+    machine.on(In::Local(CopyState::Complete));
+    assert_eq!(machine.action(), DestinationAction::Discard);
+}
+
+#[test]
+fn a_guest_that_may_have_run_is_never_given_back() {
+    let failed = In::StartFailed {
+        ran: Ran::Maybe,
+        why: Reason::new("no answer to cont"),
+    };
+    let mut machine = ready_and([ask(Call::Finish), In::Loaded, In::Recorded, failed]);
+    assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
+    machine.on(In::Replied);
+    machine.on(ask(Call::Finish));
+    machine.on(In::Local(CopyState::Gone(Ran::Maybe)));
+    machine.on(In::Recorded);
+    assert_eq!(reply(&machine), Some(Reply::Lost));
+}
+
+#[test]
+fn an_earlier_life_of_the_source_decides_nothing() {
+    let later = Epoch::FIRST.next();
+    let mut machine = ready_and([ask_in(later, Call::Status(Side::Destination))]);
+    assert_eq!(
+        recording(&machine),
+        Some(Stage::Prepared),
+        "the epoch is stored first"
+    );
+    machine.on(In::Recorded);
+    machine.on(In::Local(CopyState::Complete));
+    machine.on(In::Replied);
+    machine.on(ask(Call::Finish));
+    assert_eq!(reply(&machine), Some(Reply::Stale { seen: later }));
+}
+
+#[test]
+fn cancel_refuses_half_a_copy_and_is_too_late_for_a_whole_one() {
+    let mut half = ready_and([In::Cancel, In::Local(CopyState::Incoming), In::Recorded]);
+    let settled = DestinationEnd::Settled;
+    assert_eq!(half.action(), DestinationAction::Done(settled));
+    half.on(In::Replied);
+    half.on(ask(Call::Finish));
+    assert!(matches!(reply(&half), Some(Reply::Refused(_))));
+
+    let whole = ready_and([In::Cancel, In::Local(CopyState::Complete)]);
+    let late = DestinationEnd::TooLate(Phase::Perform);
+    assert_eq!(whole.action(), DestinationAction::Done(late));
+}
+
+#[test]
+fn a_finish_for_a_migration_nobody_knows_is_not_refused_but_unknown() {
+    assert_eq!(reply(&fed([ask(Call::Finish)])), Some(Reply::Unknown));
+}

@@ -1,0 +1,205 @@
+//! The source's machine alone, one input after another.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop at the first surprise"
+)]
+
+use remote_migrate::{
+    Call, Cookie, CopyState, Epoch, MigrationId, Owner, Phase, Prepared, Ran, Reason, Reply,
+    RunState, Side, SourceRecord, SourceStage, Status,
+    source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
+    verdict::GuestState,
+};
+use uuid::Uuid;
+
+fn machine() -> SourceMachine {
+    SourceMachine::begin(
+        SourceRecord {
+            migration: MigrationId::from_uuid(Uuid::nil()),
+            domain: Uuid::nil(),
+            epoch: Epoch::FIRST,
+            run: RunState::Running,
+            peer: "".into(),
+            stage: SourceStage::Begin,
+        },
+        "",
+    )
+}
+
+fn prepared() -> Reply {
+    Reply::Prepared(Prepared {
+        connect: "tcp:b:1".into(),
+        cookie: Cookie::empty(),
+    })
+}
+
+fn begun() -> SourceInput {
+    SourceInput::Begun {
+        cookie: Cookie::empty(),
+        run: RunState::Running,
+    }
+}
+
+/// The inputs of a migration without trouble, in order.
+fn good_run() -> Vec<SourceInput> {
+    use SourceInput as In;
+    vec![
+        In::Recorded,
+        begun(),
+        In::Recorded,
+        In::Answered(prepared()),
+        In::Recorded,
+        In::Performed,
+        In::Recorded,
+        In::Answered(Reply::Owned),
+        In::Recorded,
+        In::Confirmed,
+        In::Answered(Reply::Closed),
+        In::Forgotten,
+    ]
+}
+
+fn after(steps: usize) -> SourceMachine {
+    let mut machine = machine();
+    for input in good_run().into_iter().take(steps) {
+        machine.on(input);
+    }
+    machine
+}
+
+fn asks(machine: &SourceMachine) -> Option<Call> {
+    match machine.action() {
+        SourceAction::Ask(request) => Some(request.call),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_migration_without_trouble_ends_at_the_destination() {
+    let end = SourceEnd {
+        owner: Owner::Destination,
+        why: EndWhy::Protocol,
+        settled: true,
+    };
+    assert_eq!(after(usize::MAX).action(), SourceAction::Done(end));
+}
+
+#[test]
+fn the_guest_is_offered_only_after_the_journal_says_so() {
+    let SourceAction::Record(record) = after(6).action() else {
+        panic!("not recording")
+    };
+    assert_eq!(record.stage, SourceStage::HandingOver);
+    assert_eq!(asks(&after(7)), Some(Call::Finish));
+}
+
+#[test]
+fn cancel_undoes_up_to_the_point_of_return_and_is_too_late_from_there() {
+    for steps in 0..good_run().len() {
+        let mut machine = after(steps);
+        match machine.cancel() {
+            Ok(()) => {
+                assert!(steps < 7, "cancelled after {steps} steps");
+                assert_eq!(machine.action(), SourceAction::Inspect);
+                machine.on(SourceInput::Local(GuestState::Stopped));
+                assert!(matches!(machine.stage(), SourceStage::Kept { .. }));
+            }
+            Err(late) => {
+                assert!(steps >= 7, "too late after {steps} steps");
+                assert!(late.phase >= Phase::Finish);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_finish_answer_neither_resumes_nor_kills() {
+    let mut machine = after(7);
+    machine.on(SourceInput::Silent { sent: true });
+    assert_eq!(machine.action(), SourceAction::Pause);
+    machine.on(SourceInput::Retry);
+    machine.on(SourceInput::Local(GuestState::Stopped));
+    assert_eq!(asks(&machine), Some(Call::Status(Side::Destination)));
+    machine.on(SourceInput::Silent { sent: false });
+    machine.on(SourceInput::GiveUp);
+    let doubt = SourceEnd {
+        owner: Owner::InDoubt,
+        why: EndWhy::Protocol,
+        settled: false,
+    };
+    assert_eq!(machine.action(), SourceAction::Done(doubt));
+}
+
+#[test]
+fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
+    let mut first = after(7);
+    first.on(SourceInput::Silent { sent: false });
+    first.on(SourceInput::Local(GuestState::Stopped));
+    assert_eq!(first.stage(), &SourceStage::Kept { tell: true });
+
+    let mut second = after(7);
+    second.on(SourceInput::Answered(Reply::Busy(Reason::new(
+        "still loading",
+    ))));
+    second.on(SourceInput::Retry);
+    second.on(SourceInput::Local(GuestState::Stopped));
+    second.on(SourceInput::Answered(Reply::Status(Status {
+        side: Side::Destination,
+        phase: Phase::Perform,
+        owner: Owner::Source,
+        copy: None,
+    })));
+    assert_eq!(asks(&second), Some(Call::Finish));
+    second.on(SourceInput::Silent { sent: false });
+    assert_eq!(second.stage(), &SourceStage::HandingOver);
+}
+
+#[test]
+fn a_source_that_died_in_the_middle_offers_the_copy_that_may_be_complete() {
+    let mut machine = after(5);
+    machine.on(SourceInput::PerformFailed);
+    machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
+    machine.on(SourceInput::Recorded);
+    assert_eq!(asks(&machine), Some(Call::Finish));
+    machine.on(SourceInput::Answered(Reply::Refused(Reason::new(
+        "half a guest",
+    ))));
+    machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
+    assert_eq!(
+        asks(&machine),
+        Some(Call::Status(Side::Destination)),
+        "is there a copy?"
+    );
+    machine.on(SourceInput::Answered(Reply::Status(Status {
+        copy: Some(CopyState::Gone(Ran::Never)),
+        ..decided(Owner::Source)
+    })));
+    assert_eq!(machine.stage(), &SourceStage::Lost { tell: true });
+}
+
+#[test]
+fn a_restart_counts_the_epoch_up_before_it_speaks() {
+    let SourceAction::Record(record) = after(6).action() else {
+        panic!("not recording")
+    };
+    let machine = SourceMachine::recover(record);
+    let SourceAction::Record(again) = machine.action() else {
+        panic!("not recording")
+    };
+    assert_eq!(again.epoch, Epoch::FIRST.next());
+}
+
+#[test]
+fn an_input_that_answers_another_action_changes_nothing() {
+    let mut machine = after(7);
+    let before = machine.clone();
+    for input in [
+        SourceInput::Performed,
+        SourceInput::Retry,
+        SourceInput::Forgotten,
+        begun(),
+    ] {
+        machine.on(input);
+        assert_eq!(machine, before);
+    }
+}

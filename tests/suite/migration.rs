@@ -1,0 +1,201 @@
+//! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use driver::{Domain, ErrorKind, MigrateOptions, Run, StartOptions};
+use remote_migrate::{Destination, InProcess, Owner};
+use tokio::time::Instant;
+
+use crate::harness::tests;
+use crate::rig::{Rig, Signal, boot, jobs_until, kill};
+
+tests! {
+    a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
+    a_guest_moves_there_and_back,
+    a_paused_guest_arrives_paused,
+    a_cancelled_migration_leaves_the_guest_where_it_was,
+    a_destination_that_dies_leaves_the_guest_where_it_was,
+    a_query_passes_beside_a_migration_and_a_modify_waits,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn peer(there: &Rig) -> Arc<InProcess> {
+    let service = Destination::new(Arc::new(there.driver.arrivals()), there.driver.journal());
+    Arc::new(InProcess::new(Arc::new(service)))
+}
+
+fn slow() -> MigrateOptions {
+    MigrateOptions {
+        bandwidth: Some(8 << 20),
+        ..MigrateOptions::default()
+    }
+}
+
+async fn is_performing(domain: &Domain) -> bool {
+    let moved = |jobs: &job_core::Snapshot| {
+        let progress = jobs.asynchronous.as_ref().and_then(|held| held.progress);
+        progress.is_some_and(|progress| progress.done > 0)
+    };
+    jobs_until(domain, 20 * SECOND, moved).await
+}
+
+async fn a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let console = rig.console("web");
+    console.past(3, 20 * SECOND).await.expect("it counts");
+    let report = domain
+        .migrate(peer(&there), MigrateOptions::default())
+        .await
+        .expect("it moves");
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    assert_eq!(
+        domain.observed().run,
+        Run::Off,
+        "its QEMU here ended before the call did"
+    );
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    assert!(moved.query_status().await.expect("it answers").running);
+    let last = *console.ticks().last().expect("it counted");
+    console
+        .past(last + 3, 20 * SECOND)
+        .await
+        .expect("it goes on");
+    let ticks = console.ticks();
+    assert!(
+        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "no gap, no repeat: {ticks:?}"
+    );
+    moved
+        .wait_agent()
+        .deadline(30 * SECOND)
+        .await
+        .expect("its agent answers there");
+}
+
+async fn a_guest_moves_there_and_back(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    domain
+        .migrate(peer(&there), MigrateOptions::default())
+        .await
+        .expect("it moves");
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    moved
+        .migrate(peer(&rig), MigrateOptions::default())
+        .await
+        .expect("it moves back");
+    assert_eq!(moved.observed().run, Run::Off);
+    assert!(
+        domain.query_status().await.expect("it answers").running,
+        "in the domain that was known here"
+    );
+    let ticks = rig.console("web").ticks();
+    assert!(
+        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "no gap, no repeat: {ticks:?}"
+    );
+}
+
+async fn a_paused_guest_arrives_paused(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let domain = rig
+        .driver
+        .start(rig.guest("web"), StartOptions { paused: true })
+        .await
+        .expect("it starts");
+    domain
+        .migrate(peer(&there), MigrateOptions::default())
+        .await
+        .expect("it moves");
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    assert!(!moved.query_status().await.expect("it answers").running);
+}
+
+async fn a_cancelled_migration_leaves_the_guest_where_it_was(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    domain.cancel_job("test").expect("it can be cancelled");
+    let error = moving
+        .await
+        .expect("no panic")
+        .expect_err("it was cancelled");
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:#}");
+    assert!(
+        domain.query_status().await.expect("it answers").running,
+        "it goes on here"
+    );
+    let is_gone = |seen: &driver::Observed| seen.run == Run::Off;
+    if let Some(left) = there.driver.by_uuid(domain.uuid()) {
+        left.wait_for(is_gone, Instant::now() + 20 * SECOND)
+            .await
+            .expect("its copy there ends");
+    }
+    domain
+        .migrate(peer(&there), MigrateOptions::default())
+        .await
+        .expect("the next one moves it");
+}
+
+async fn a_destination_that_dies_leaves_the_guest_where_it_was(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    let copy = there
+        .driver
+        .by_uuid(domain.uuid())
+        .expect("it is on its way");
+    kill(copy.observed().pid.expect("it has a process"), Signal::KILL);
+    let error = moving
+        .await
+        .expect("no panic")
+        .expect_err("there is no destination");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    assert!(
+        domain.query_status().await.expect("it answers").running,
+        "it goes on here"
+    );
+    let console = rig.console("web");
+    let last = *console.ticks().last().expect("it counted");
+    console
+        .past(last, 20 * SECOND)
+        .await
+        .expect("and counts on");
+}
+
+async fn a_query_passes_beside_a_migration_and_a_modify_waits(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    domain
+        .query_status()
+        .deadline(5 * SECOND)
+        .await
+        .expect("a query passes");
+    domain
+        .pause()
+        .deadline(5 * SECOND)
+        .await
+        .expect("so does a pause");
+    let error = domain
+        .reset()
+        .deadline(SECOND / 5)
+        .await
+        .expect_err("a reset does not");
+    assert!(
+        format!("{error:#}").contains("held by migration-out (perform, "),
+        "{error:#}"
+    );
+    domain.cancel_job("test").expect("it can be cancelled");
+    moving
+        .await
+        .expect("no panic")
+        .expect_err("it was cancelled");
+}
