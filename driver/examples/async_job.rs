@@ -25,7 +25,7 @@ async fn watch(mut op: AsyncOp, seconds: u64) -> Result<u64, Error> {
             .execute(QueryBlockstats::default())
             .await?;
         written = stats.iter().map(|disk| disk.stats.wr_bytes).sum();
-        let _due = op.report(second + 1, seconds);
+        op.report(second + 1, seconds);
         op.pause(Duration::from_secs(1)).await;
     }
     Ok(written)

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use job_core::{Cleanup, Finished, GoneWhy, Guarded, Holder, Jobs, Label, Scheduler, Snapshot};
+use job_core::{
+    BeginError, Cleanup, Finished, GoneWhy, Guarded, Holder, Jobs, Label, Scheduler, Snapshot,
+};
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 use uuid::Uuid;
@@ -158,9 +160,9 @@ impl Domain {
         let mut observed = self.0.observed.subscribe();
         let waiting = observed.wait_for(done);
         match timeout_at(deadline, waiting).await {
-            Ok(found) => Ok(found
-                .expect("the domain, which sends, is held by this handle")
-                .clone()),
+            Ok(Ok(found)) => Ok(found.clone()),
+            // Cannot be: the domain, which sends, is held by this handle.
+            Ok(Err(_)) => Err(self.error("watch", BeginError::Closed)),
             Err(_) => Err(self.error(
                 "watch",
                 Cause::TimedOut {

@@ -115,7 +115,7 @@ pub(crate) enum Cause {
     BadRequest(String),
     Exists(String),
     State(String),
-    Begin(BeginError),
+    Begin(Box<BeginError>),
     Cancel(CancelError),
     Change(ChangeError),
     Gone(Gone),
@@ -181,7 +181,7 @@ impl Error {
             Cause::Invalid(_) | Cause::BadRequest(_) => ErrorKind::Invalid,
             Cause::Exists(_) => ErrorKind::Exists,
             Cause::State(_) => ErrorKind::State,
-            Cause::Begin(error) => match error {
+            Cause::Begin(error) => match &**error {
                 BeginError::TimedOut { .. } => ErrorKind::TimedOut,
                 BeginError::Busy { .. } | BeginError::QueueFull { .. } => ErrorKind::Busy,
                 BeginError::WouldDeadlock { .. } => ErrorKind::WouldDeadlock,
@@ -307,12 +307,12 @@ impl fmt::Display for Error {
             | Cause::State(text)
             | Cause::Failed(text) => write!(f, ": {text}")?,
             Cause::TimedOut { what, waited } => {
-                write!(f, ": waited {:.1}s for {what}", waited.as_secs_f64())?
+                write!(f, ": waited {:.1}s for {what}", waited.as_secs_f64())?;
             }
             Cause::Cancelled(by) => write!(f, ": {by}, and undone")?,
             Cause::Unresponsive => f.write_str(": QEMU is silent, also out of band")?,
             Cause::Exited { exit, stderr } if stderr.is_empty() => {
-                write!(f, ": QEMU {exit} and said nothing")?
+                write!(f, ": QEMU {exit} and said nothing")?;
             }
             Cause::Exited { exit, stderr } => write!(f, ": QEMU {exit}; its last words: {stderr}")?,
             Cause::Io { what, path, .. } => write!(f, ": {what} {}", path.display())?,
@@ -344,7 +344,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.0.cause {
             Cause::Invalid(error) => Some(error),
-            Cause::Begin(error) => Some(error),
+            Cause::Begin(error) => Some(&**error),
             Cause::Cancel(error) => Some(error),
             Cause::Change(error) => Some(error),
             Cause::Gone(error) => Some(error),
@@ -377,13 +377,24 @@ macro_rules! causes {
 
 causes! {
     Invalid(InvalidGuest),
-    Begin(BeginError),
     Cancel(CancelError),
     Change(ChangeError),
     Gone(Gone),
     Monitor(monitor_qmp::Error),
     Agent(agent_qga::Error),
     Transport(transport_host::Error),
+}
+
+impl From<BeginError> for Cause {
+    fn from(error: BeginError) -> Self {
+        Self::Begin(Box::new(error))
+    }
+}
+
+impl From<BeginError> for Error {
+    fn from(error: BeginError) -> Self {
+        Cause::from(error).into()
+    }
 }
 
 impl From<Cause> for Error {

@@ -239,6 +239,10 @@ impl AsyncOp {
     }
 
     /// Tells how far the job is. Those who follow the domain hear of it at most four times a second.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "those who follow the domain have been told"
+    )]
     pub fn report(&self, done: u64, total: u64) -> Option<Progress> {
         let progress = self.job.report(done, total)?;
         self.domain.0.tell(What::Progress {

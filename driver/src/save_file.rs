@@ -162,7 +162,7 @@ impl SaveFile {
             self.file.sync_all()
         };
         write().map_err(io("record the state of", &self.path))?;
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let folder = self.path.parent().unwrap_or_else(|| Path::new("/"));
         File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(io("flush the folder", folder))

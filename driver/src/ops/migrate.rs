@@ -250,7 +250,7 @@ impl Leaving<'_> {
                     pass: ram.dirty_sync_count,
                     dirty_rate: ram.dirty_pages_rate * ram.page_size,
                 });
-                let _due = op.report(ram.total.saturating_sub(ram.remaining), ram.total);
+                op.report(ram.total.saturating_sub(ram.remaining), ram.total);
             }
             match is_over(info.status.as_ref()) {
                 Some(true) => return Ok(()),

@@ -167,7 +167,7 @@ async fn follow(op: &mut AsyncOp, file: Option<&SaveFile>) -> Result<(), Error> 
             }
             _ => false,
         };
-        let _due = op.report(if is_over { total } else { done }, total);
+        op.report(if is_over { total } else { done }, total);
         if is_over {
             return Ok(());
         }

@@ -207,7 +207,7 @@ async fn save_and_cancel(rig: &Rig, report: &mut Report, domain: &Domain) {
     step.took("the save ended after", began.elapsed());
     match ended {
         Err(error) if error.kind() == ErrorKind::Cancelled => {
-            step.saw("it said", format!("{error:#}"))
+            step.saw("it said", format!("{error:#}"));
         }
         other => step.fail(format!("the save ended otherwise: {other:?}")),
     }
