@@ -19,6 +19,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let [transports_dir, run_dir, guest] = &arguments[..] else {
         return Err("usage: minimal_daemon TRANSPORTS RUN_DIR GUEST.json|URI".into());
     };
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut transports = Transports::builder();
     let report = transports.load_dir(transports_dir)?;
     for refused in &report.refused {
@@ -35,7 +36,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     println!("{domain:?} is {}", domain.observed().run.name());
 
-    let mut terminate = signal(SignalKind::terminate())?;
     loop {
         tokio::select! {
             notice = events.next() => match notice {

@@ -12,32 +12,29 @@
 
 mod agent;
 mod attach;
+mod call;
 mod destroy;
+mod held;
+mod lent;
 pub(crate) mod migrate;
 mod remove;
 mod run_state;
 mod save;
 pub(crate) mod start;
 
-use std::fmt;
-use std::future::IntoFuture;
-use std::ops::{Deref, DerefMut};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::PoisonError;
 
-use job_core::{
-    AgentJob, AgentKind, Ask, AsyncJob, AsyncKind, Guard, Job, JobKind, KindSet, Label, Outcome,
-    Progress, Step, Steps, Stop,
-};
+use job_core::{AgentKind, Ask, AsyncKind, Guard, JobKind, KindSet, Label, Outcome};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, info_span};
 
-use crate::access::{Agent, Monitor};
-use crate::domain::{Domain, Records};
+use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
+use crate::ops::lent::{Ends, Lent};
 
+pub use call::Call;
+pub use held::{AgentOp, AsyncOp, Op};
 pub use migrate::MigrateOptions;
 pub use save::{SaveOptions, Saved};
 pub use start::StartOptions;
@@ -46,313 +43,6 @@ pub(crate) use attach::attach;
 
 /// Until when something may take, on tokio's clock.
 pub type Deadline = Instant;
-
-/// A call that has not begun. Awaiting it begins it; until then its deadline may be changed.
-///
-/// The deadline covers all of it: the wait for the job, for commands of callers that left, and its own commands.
-#[must_use = "nothing happens until it is awaited"]
-pub struct Call<T> {
-    limit: Limit,
-    begin: Box<dyn FnOnce(Deadline) -> Running<T> + Send>,
-}
-
-type Running<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
-
-#[derive(Clone, Copy, Debug)]
-enum Limit {
-    For(Duration),
-    Until(Deadline),
-}
-
-impl<T> Call<T> {
-    pub(crate) fn new<F>(
-        limit: Duration,
-        begin: impl FnOnce(Deadline) -> F + Send + 'static,
-    ) -> Self
-    where
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        Self {
-            limit: Limit::For(limit),
-            begin: Box::new(move |deadline| Box::pin(begin(deadline))),
-        }
-    }
-
-    /// Gives it so long, from when it is awaited.
-    pub fn deadline(self, limit: Duration) -> Self {
-        Self {
-            limit: Limit::For(limit),
-            ..self
-        }
-    }
-
-    /// Gives it until then.
-    pub fn until(self, deadline: Deadline) -> Self {
-        Self {
-            limit: Limit::Until(deadline),
-            ..self
-        }
-    }
-}
-
-impl<T> IntoFuture for Call<T> {
-    type Output = Result<T, Error>;
-    type IntoFuture = Running<T>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        let deadline = match self.limit {
-            Limit::For(limit) => Instant::now() + limit,
-            Limit::Until(deadline) => deadline,
-        };
-        (self.begin)(deadline)
-    }
-}
-
-impl<T> fmt::Debug for Call<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call")
-            .field("limit", &self.limit)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A normal job and what it may do. Ends with the operation it was lent to.
-#[derive(Debug)]
-pub struct Op {
-    domain: Domain,
-    job: Lent<Job>,
-    kind: JobKind,
-    deadline: Deadline,
-}
-
-impl Op {
-    /// The domain.
-    #[must_use]
-    pub fn domain(&self) -> &Domain {
-        &self.domain
-    }
-
-    /// Enters the monitor.
-    ///
-    /// # Errors
-    ///
-    /// [`Gone`](ErrorKind::Gone) if the guest ended, [`State`](ErrorKind::State) if there is none.
-    pub fn monitor(&mut self) -> Result<Monitor<'_>, Error> {
-        Monitor::enter(
-            &self.domain,
-            Step::Direct(&mut self.job),
-            Some(self.kind),
-            self.deadline,
-        )
-    }
-
-    /// Changes definition and intent. The lock is held for as long as the closure runs, which cannot wait.
-    ///
-    /// # Errors
-    ///
-    /// [`Gone`](ErrorKind::Gone) if the guest this job belongs to ended.
-    pub fn with_state<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
-        Ok(self.domain.0.records.change(&*self.job, change)?)
-    }
-}
-
-/// An agent job and what it may do. Ends with the operation it was lent to.
-#[derive(Debug)]
-pub struct AgentOp {
-    domain: Domain,
-    job: Lent<AgentJob>,
-    deadline: Deadline,
-}
-
-impl AgentOp {
-    /// The domain.
-    #[must_use]
-    pub fn domain(&self) -> &Domain {
-        &self.domain
-    }
-
-    /// Enters the agent.
-    ///
-    /// # Errors
-    ///
-    /// [`Gone`](ErrorKind::Gone) if the guest ended, [`State`](ErrorKind::State) if there is none, or no agent's channel.
-    pub fn agent(&mut self) -> Result<Agent<'_, AgentJob>, Error> {
-        Agent::enter(&self.domain, &*self.job, self.deadline)
-    }
-}
-
-/// An async job and what it may do. Ends with the operation it was lent to.
-#[derive(Debug)]
-pub struct AsyncOp {
-    domain: Domain,
-    job: Lent<AsyncJob>,
-    deadline: Deadline,
-}
-
-impl AsyncOp {
-    /// The domain.
-    #[must_use]
-    pub fn domain(&self) -> &Domain {
-        &self.domain
-    }
-
-    /// The job itself: mask, phase, token, agent steps, remote questions.
-    pub fn job(&mut self) -> &mut AsyncJob {
-        &mut self.job
-    }
-
-    /// Visits the monitor once, through a nested job. The visit as a whole, its wait included, may take as long as one
-    /// command.
-    ///
-    /// # Errors
-    ///
-    /// As [`Op::monitor`], and [`TimedOut`](ErrorKind::TimedOut) if the nested job was not granted in time.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: nothing was sent yet.
-    pub async fn monitor(&mut self) -> Result<Monitor<'_>, Error> {
-        let deadline = self
-            .deadline
-            .min(Instant::now() + self.domain.0.context.defaults.command);
-        let step = self.job.step(sleep_until(deadline)).await?;
-        Monitor::enter(&self.domain, step, None, deadline)
-    }
-
-    /// Changes definition and intent, as [`Op::with_state`].
-    ///
-    /// # Errors
-    ///
-    /// [`Gone`](ErrorKind::Gone) if the guest this job belongs to ended.
-    pub fn with_state<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
-        Ok(self.domain.0.records.change(&*self.job, change)?)
-    }
-
-    /// Tells which phase the job is in.
-    pub fn set_phase(&self, phase: impl Into<Label>) {
-        let phase = phase.into();
-        self.job.set_phase(phase.clone());
-        self.domain.0.tell(What::Phase {
-            job: self.job.id(),
-            phase,
-        });
-    }
-
-    /// Tells how far the job is. Those who follow the domain hear of it at most four times a second.
-    #[expect(
-        clippy::must_use_candidate,
-        reason = "those who follow the domain have been told"
-    )]
-    pub fn report(&self, done: u64, total: u64) -> Option<Progress> {
-        let progress = self.job.report(done, total)?;
-        self.domain.0.tell(What::Progress {
-            job: self.job.id(),
-            progress,
-        });
-        Some(progress)
-    }
-
-    /// Whether somebody asked the job to stop.
-    ///
-    /// # Errors
-    ///
-    /// [`Cancelled`](ErrorKind::Cancelled) or [`Gone`](ErrorKind::Gone) if so: the holder undoes what it did and
-    /// passes it on.
-    pub fn check_cancelled(&self) -> Result<(), Error> {
-        match self.job.token().stopped() {
-            None => Ok(()),
-            Some(stop @ Stop::Cancelled(_)) => Err(Cause::Cancelled(stop.to_string()).into()),
-            Some(_) => Ok(self.job.check()?),
-        }
-    }
-
-    /// Waits so long, or until somebody asks the job to stop.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn pause(&self, length: Duration) {
-        let token = self.job.token();
-        let _stopped = tokio::time::timeout(length, token.stop()).await;
-    }
-
-    pub(crate) fn deadline(&self) -> Deadline {
-        self.deadline
-    }
-
-    /// Gives what undoes a job that is out of time a time of its own.
-    pub(crate) fn extend(&mut self, limit: Duration) {
-        self.deadline = self.deadline.max(Instant::now() + limit);
-    }
-}
-
-/// A guard on loan: it comes home when the operation lets go of it, whatever the operation does.
-#[derive(Debug)]
-struct Lent<J> {
-    job: Option<J>,
-    home: Arc<Mutex<Option<J>>>,
-}
-
-impl<J> Lent<J> {
-    fn new(job: J) -> (Self, Arc<Mutex<Option<J>>>) {
-        let home = Arc::new(Mutex::new(None));
-        (
-            Self {
-                job: Some(job),
-                home: home.clone(),
-            },
-            home,
-        )
-    }
-}
-
-impl<J> Deref for Lent<J> {
-    type Target = J;
-
-    fn deref(&self) -> &J {
-        self.job
-            .as_ref()
-            .expect("it is at home only after the drop")
-    }
-}
-
-impl<J> DerefMut for Lent<J> {
-    fn deref_mut(&mut self) -> &mut J {
-        self.job
-            .as_mut()
-            .expect("it is at home only after the drop")
-    }
-}
-
-impl<J> Drop for Lent<J> {
-    fn drop(&mut self) {
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.job.take();
-    }
-}
-
-/// A guard that can be ended with an outcome.
-trait Ends: Guard {
-    fn end(self, outcome: Outcome);
-}
-
-impl Ends for Job {
-    fn end(self, outcome: Outcome) {
-        Self::end(self, outcome);
-    }
-}
-
-impl Ends for AgentJob {
-    fn end(self, outcome: Outcome) {
-        Self::end(self, outcome);
-    }
-}
-
-impl Ends for AsyncJob {
-    fn end(self, outcome: Outcome) {
-        Self::end(self, outcome);
-    }
-}
-
 impl Domain {
     /// Runs `body` under a normal job of that kind. `owner` is what errors, snapshots and logs call it.
     ///

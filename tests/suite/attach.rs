@@ -1,14 +1,12 @@
 //! A QEMU that somebody else started, taken in by the address of its monitor.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use driver::{ErrorKind, Run};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::harness::tests;
-use crate::rig::Rig;
+use crate::rig::{Foreign, Rig};
 
 tests! {
     a_foreign_qemu_is_queried_paused_and_destroyed,
@@ -19,61 +17,8 @@ tests! {
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A QEMU of our own making, as another tool would start it.
-struct Foreign {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Foreign {
-    async fn start(rig: &Rig, folder: &Path) -> Self {
-        let socket = folder.join("qmp.sock");
-        let mut command = Command::new(&rig.env.qemu);
-        command.args([
-            "-M",
-            "none",
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-name",
-            "foreign",
-        ]);
-        command
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", socket.display()));
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let foreign = Self {
-            child: child.expect("QEMU starts"),
-            socket,
-        };
-        let deadline = Instant::now() + 10 * SECOND;
-        while !foreign.socket.exists() {
-            assert!(Instant::now() < deadline, "QEMU makes its socket");
-            sleep(Duration::from_millis(5)).await;
-        }
-        foreign
-    }
-
-    fn target(&self) -> String {
-        format!("unix:{}", self.socket.display())
-    }
-}
-
-impl Drop for Foreign {
-    fn drop(&mut self) {
-        // It may have ended already; it is reaped either way.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
 async fn a_foreign_qemu_is_queried_paused_and_destroyed(rig: Rig) {
-    let mut foreign = Foreign::start(&rig, rig.dir.path()).await;
+    let mut foreign = Foreign::start(&rig).await;
     let domain = rig
         .driver
         .attach(foreign.target())
@@ -94,7 +39,7 @@ async fn a_foreign_qemu_is_queried_paused_and_destroyed(rig: Rig) {
 }
 
 async fn the_death_of_a_foreign_qemu_is_noticed(rig: Rig) {
-    let mut foreign = Foreign::start(&rig, rig.dir.path()).await;
+    let mut foreign = Foreign::start(&rig).await;
     let domain = rig
         .driver
         .attach(foreign.target())
@@ -111,7 +56,7 @@ async fn the_death_of_a_foreign_qemu_is_noticed(rig: Rig) {
 }
 
 async fn an_attached_guest_that_is_gone_cannot_be_started(rig: Rig) {
-    let foreign = Foreign::start(&rig, rig.dir.path()).await;
+    let foreign = Foreign::start(&rig).await;
     let domain = rig
         .driver
         .attach(foreign.target())
@@ -129,7 +74,7 @@ async fn an_attached_guest_that_is_gone_cannot_be_started(rig: Rig) {
 }
 
 async fn letting_an_attached_guest_go_frees_its_monitor(rig: Rig) {
-    let foreign = Foreign::start(&rig, rig.dir.path()).await;
+    let foreign = Foreign::start(&rig).await;
     let first = Rig::new(&rig.env);
     let domain = first
         .driver

@@ -9,6 +9,7 @@ mod rig;
 mod attach;
 mod bad_input;
 mod death;
+mod examples;
 mod jobs;
 mod lifecycle;
 mod migration;
@@ -23,10 +24,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 8] = [
+    let modules: [(&str, harness::Tests); 9] = [
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("death", death::TESTS),
+        ("examples", examples::TESTS),
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),

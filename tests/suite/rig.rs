@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use driver::{Defaults, Domain, Driver, Error, Guest, Kernel, Serial};
@@ -222,4 +223,57 @@ pub(crate) async fn boot(rig: &Rig, name: &str) -> Result<(Domain, Duration), Er
 /// Whether nothing is left of the run directory of a guest.
 pub(crate) fn is_clean(rig: &Rig, domain: &Domain) -> bool {
     !Path::new(&rig.dir.path().join("run").join(domain.uuid().to_string())).exists()
+}
+
+/// A QEMU of our own making, as another tool would start it.
+pub(crate) struct Foreign {
+    pub(crate) child: Child,
+    socket: PathBuf,
+}
+
+impl Foreign {
+    pub(crate) async fn start(rig: &Rig) -> Self {
+        let socket = rig.dir.path().join("qmp.sock");
+        let mut command = Command::new(&rig.env.qemu);
+        command.args([
+            "-M",
+            "none",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-name",
+            "foreign",
+        ]);
+        command
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let foreign = Self {
+            child: child.expect("QEMU starts"),
+            socket,
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !foreign.socket.exists() {
+            assert!(Instant::now() < deadline, "QEMU makes its socket");
+            sleep(Duration::from_millis(5)).await;
+        }
+        foreign
+    }
+
+    pub(crate) fn target(&self) -> String {
+        format!("unix:{}", self.socket.display())
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // It may have ended already; it is reaped either way.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
 }

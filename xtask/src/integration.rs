@@ -25,6 +25,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         runs.push(tests);
     }
 
+    // The suite runs the driver's examples, which `cargo test --package tests` alone does not build.
+    run::run(
+        rig.cargo()
+            .args(["build", "--package", "driver", "--examples"]),
+    )?;
+
     let mut tally = Tally::default();
     let mut outcome = Ok(());
     for tests in &mut runs {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use job_core::{AsyncKind, GoneWhy};
+use job_core::{AsyncKind, GoneWhy, Guard};
 use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
@@ -80,7 +80,7 @@ async fn leave(
     let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
     let plan = Plan::new(op.domain().uuid());
     let control = Control::new();
-    let token = job_core::Guard::token(&*op.job);
+    let token = op.job.token();
     let op = Mutex::new(op);
     let host = Leaving { op: &op, options };
     let peer = Held {

@@ -9,11 +9,13 @@ mod rig;
 mod timeline;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use driver::{Domain, ErrorKind, Notice, SaveOptions, StartOptions, What};
+use driver::{Domain, ErrorKind, MigrateOptions, Notice, SaveOptions, StartOptions, What};
 use futures::future::join_all;
 use job_core::{BeginError, Kind};
+use remote_migrate::{Destination, InProcess};
 use report::Report;
 use rig::{Env, Rig, Signal};
 use tokio::time::Instant;
@@ -31,9 +33,9 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let rig = Rig::new(&env);
+    let (rig, there) = (Rig::new(&env), Rig::new(&env));
     let mut report = Report::new(is_json);
-    if let Some(domain) = acts(&rig, &mut report).await {
+    if let Some(domain) = acts(&rig, &there, &mut report).await {
         report.text(timeline::lines(&domain));
         if domain.observed().pid.is_some() {
             let _ended = domain.destroy().await;
@@ -47,11 +49,16 @@ async fn main() -> ExitCode {
 }
 
 /// All acts, in order. Stops early only where nothing could follow.
-async fn acts(rig: &Rig, report: &mut Report) -> Option<Domain> {
+async fn acts(rig: &Rig, there: &Rig, report: &mut Report) -> Option<Domain> {
     let domain = start(rig, report).await?;
     save_and_cancel(rig, report, &domain).await;
     kill_under_waiters(rig, report, &domain).await;
-    start_again_and_shut_down(rig, report, &domain).await;
+    if start_again(report, &domain).await {
+        match move_away(rig, there, report, &domain).await {
+            Some(moved) => shut_down(there, report, &moved).await,
+            None => shut_down(rig, report, &domain).await,
+        }
+    }
     Some(domain)
 }
 
@@ -286,40 +293,36 @@ async fn kill_under_waiters(rig: &Rig, report: &mut Report, domain: &Domain) {
     step.claim("no partial file is left", !path.exists());
 }
 
-async fn start_again_and_shut_down(rig: &Rig, report: &mut Report, domain: &Domain) {
+async fn start_again(report: &mut Report, domain: &Domain) -> bool {
     let mut step = report.step("It is started again, in a new generation");
     let began = Instant::now();
     if step.must("start", domain.start().await).is_none() {
-        return;
+        return false;
     }
     step.saw("generation", domain.observed().generation);
-    if step
-        .must("agent", domain.wait_agent().deadline(60 * SECOND).await)
-        .is_none()
-    {
-        return;
+    let agent = domain.wait_agent().deadline(60 * SECOND).await;
+    if step.must("agent", agent).is_none() {
+        return false;
     }
     step.took("the agent answers after", began.elapsed());
-    drop(step);
+    true
+}
 
+async fn shut_down(rig: &Rig, report: &mut Report, domain: &Domain) {
     let mut step = report.step("The guest shuts itself down, asked through its agent");
     let began = Instant::now();
-    if let Some(proof) = step.must(
-        "shutdown",
-        domain.shutdown(agent_qga::ShutdownMode::Powerdown).await,
-    ) {
+    let asked = domain.shutdown(agent_qga::ShutdownMode::Powerdown).await;
+    if let Some(proof) = step.must("shutdown", asked) {
         step.saw(
             "the agent never answers a shutdown; it is proven by",
             format!("{proof:?}"),
         );
     }
-    let off = domain
-        .wait_for(
-            |observed| observed.run.name() == "off",
-            Instant::now() + 20 * SECOND,
-        )
-        .await;
-    if let Some(observed) = step.must("state", off) {
+    let off = domain.wait_for(
+        |observed| observed.run.name() == "off",
+        Instant::now() + 20 * SECOND,
+    );
+    if let Some(observed) = step.must("state", off.await) {
         step.took("off after", began.elapsed());
         let why = observed
             .ended
@@ -331,17 +334,81 @@ async fn start_again_and_shut_down(rig: &Rig, report: &mut Report, domain: &Doma
         step.saw("why it ended", why);
     }
     // The clean-up is a job: once ours is granted, it is done.
-    let turn = domain.run(
-        "look",
-        job_core::JobKind::Destroy,
-        Instant::now() + 10 * SECOND,
-        |_| async { Ok(()) },
-    );
+    let deadline = Instant::now() + 10 * SECOND;
+    let turn = domain.run("look", job_core::JobKind::Destroy, deadline, |_| async {
+        Ok(())
+    });
     step.must("clean-up", turn.await);
     step.claim(
         "nothing of it is left in the run directory",
         rig::is_clean(rig, domain),
     );
+}
+
+/// The guest goes to another driver, here in the same process, and runs on there.
+async fn move_away(rig: &Rig, there: &Rig, report: &mut Report, domain: &Domain) -> Option<Domain> {
+    let mut step = report.step("The guest moves to another driver, and runs there only");
+    let before = rig
+        .console("demo")
+        .ticks()
+        .last()
+        .copied()
+        .unwrap_or_default();
+    let service = Destination::new(Arc::new(there.driver.arrivals()), there.driver.journal());
+    let peer = Arc::new(InProcess::new(Arc::new(service)));
+    let mut follow = domain.subscribe();
+    let options = MigrateOptions {
+        bandwidth: Some(32 * MIB),
+        ..MigrateOptions::default()
+    };
+    let moving = tokio::spawn(domain.migrate(peer, options).into_future());
+    let mut bar = step.bar();
+    let mut phases = Vec::new();
+    while let Notice::News { news, .. } = follow.next().await {
+        match &news.what {
+            What::Phase { phase, .. } => phases.push(phase.to_string()),
+            What::Progress { progress, .. } => {
+                bar.set(progress.percent(), format!("{} MiB", progress.done / MIB));
+            }
+            What::JobEnded { .. } => break,
+            _ => {}
+        }
+    }
+    drop(bar);
+    let report = step.must(
+        "migrate",
+        moving.await.expect("the migration does not panic"),
+    )?;
+    step.took("it moved in", report.took);
+    step.saw("phases of the job here", phases.join(", "));
+    step.saw("it belongs to", report.owner.to_string());
+    step.saw("here it is", domain.observed().run.name().to_owned());
+    step.claim(
+        "its QEMU here has ended",
+        domain.observed().run.name() == "off",
+    );
+    let moved = step.must(
+        "there",
+        there
+            .driver
+            .by_uuid(domain.uuid())
+            .ok_or("it is not known there"),
+    )?;
+    step.saw("there it is", moved.observed().run.name().to_owned());
+    step.claim("it runs there", moved.observed().run.is_running());
+    if let Some(tick) = step.must(
+        "console",
+        rig.console("demo").past(before, 20 * SECOND).await,
+    ) {
+        step.saw("it went on counting", format!("from {before} past {tick}"));
+    }
+    step.claim(
+        "without a gap or a repeat",
+        is_gapless(&rig.console("demo").ticks()),
+    );
+    let agent = moved.wait_agent().deadline(30 * SECOND).await;
+    step.must("agent", agent);
+    Some(moved)
 }
 
 /// Whether the guest counted without a gap or repetition, boots apart.

@@ -1,0 +1,183 @@
+//! What an operation is given: its job, and the doors that the job opens.
+
+use std::time::Duration;
+
+use job_core::{AgentJob, AsyncJob, Guard, Job, JobKind, Label, Progress, Step, Steps, Stop};
+use tokio::time::{Instant, sleep_until};
+
+use crate::access::{Agent, Monitor};
+use crate::domain::{Domain, Records};
+use crate::error::{Cause, Error};
+use crate::events::What;
+use crate::ops::Deadline;
+use crate::ops::lent::Lent;
+
+/// A normal job and what it may do. Ends with the operation it was lent to.
+#[derive(Debug)]
+pub struct Op {
+    pub(crate) domain: Domain,
+    pub(crate) job: Lent<Job>,
+    pub(crate) kind: JobKind,
+    pub(crate) deadline: Deadline,
+}
+
+impl Op {
+    /// The domain.
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Enters the monitor.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`](ErrorKind::Gone) if the guest ended, [`State`](ErrorKind::State) if there is none.
+    pub fn monitor(&mut self) -> Result<Monitor<'_>, Error> {
+        Monitor::enter(
+            &self.domain,
+            Step::Direct(&mut self.job),
+            Some(self.kind),
+            self.deadline,
+        )
+    }
+
+    /// Changes definition and intent. The lock is held for as long as the closure runs, which cannot wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`](ErrorKind::Gone) if the guest this job belongs to ended.
+    pub fn with_state<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
+        Ok(self.domain.0.records.change(&*self.job, change)?)
+    }
+}
+
+/// An agent job and what it may do. Ends with the operation it was lent to.
+#[derive(Debug)]
+pub struct AgentOp {
+    pub(crate) domain: Domain,
+    pub(crate) job: Lent<AgentJob>,
+    pub(crate) deadline: Deadline,
+}
+
+impl AgentOp {
+    /// The domain.
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// Enters the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`](ErrorKind::Gone) if the guest ended, [`State`](ErrorKind::State) if there is none, or no agent's channel.
+    pub fn agent(&mut self) -> Result<Agent<'_, AgentJob>, Error> {
+        Agent::enter(&self.domain, &*self.job, self.deadline)
+    }
+}
+
+/// An async job and what it may do. Ends with the operation it was lent to.
+#[derive(Debug)]
+pub struct AsyncOp {
+    pub(crate) domain: Domain,
+    pub(crate) job: Lent<AsyncJob>,
+    pub(crate) deadline: Deadline,
+}
+
+impl AsyncOp {
+    /// The domain.
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// The job itself: mask, phase, token, agent steps, remote questions.
+    pub fn job(&mut self) -> &mut AsyncJob {
+        &mut self.job
+    }
+
+    /// Visits the monitor once, through a nested job. The visit as a whole, its wait included, may take as long as one
+    /// command.
+    ///
+    /// # Errors
+    ///
+    /// As [`Op::monitor`], and [`TimedOut`](ErrorKind::TimedOut) if the nested job was not granted in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing was sent yet.
+    pub async fn monitor(&mut self) -> Result<Monitor<'_>, Error> {
+        let deadline = self
+            .deadline
+            .min(Instant::now() + self.domain.0.context.defaults.command);
+        let step = self.job.step(sleep_until(deadline)).await?;
+        Monitor::enter(&self.domain, step, None, deadline)
+    }
+
+    /// Changes definition and intent, as [`Op::with_state`].
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`](ErrorKind::Gone) if the guest this job belongs to ended.
+    pub fn with_state<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
+        Ok(self.domain.0.records.change(&*self.job, change)?)
+    }
+
+    /// Tells which phase the job is in.
+    pub fn set_phase(&self, phase: impl Into<Label>) {
+        let phase = phase.into();
+        self.job.set_phase(phase.clone());
+        self.domain.0.tell(What::Phase {
+            job: self.job.id(),
+            phase,
+        });
+    }
+
+    /// Tells how far the job is. Those who follow the domain hear of it at most four times a second.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "those who follow the domain have been told"
+    )]
+    pub fn report(&self, done: u64, total: u64) -> Option<Progress> {
+        let progress = self.job.report(done, total)?;
+        self.domain.0.tell(What::Progress {
+            job: self.job.id(),
+            progress,
+        });
+        Some(progress)
+    }
+
+    /// Whether somebody asked the job to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled`](ErrorKind::Cancelled) or [`Gone`](ErrorKind::Gone) if so: the holder undoes what it did and
+    /// passes it on.
+    pub fn check_cancelled(&self) -> Result<(), Error> {
+        match self.job.token().stopped() {
+            None => Ok(()),
+            Some(stop @ Stop::Cancelled(_)) => Err(Cause::Cancelled(stop.to_string()).into()),
+            Some(_) => Ok(self.job.check()?),
+        }
+    }
+
+    /// Waits so long, or until somebody asks the job to stop.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn pause(&self, length: Duration) {
+        let token = self.job.token();
+        let _stopped = tokio::time::timeout(length, token.stop()).await;
+    }
+
+    pub(crate) fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// Gives what undoes a job that is out of time a time of its own.
+    pub(crate) fn extend(&mut self, limit: Duration) {
+        self.deadline = self.deadline.max(Instant::now() + limit);
+    }
+}
