@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
@@ -109,7 +109,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, [`Io`](crate::ErrorKind::Io)
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, or others may write to it, [`Io`](crate::ErrorKind::Io)
     /// if it cannot be made.
     pub fn build(self) -> Result<Driver, Error> {
         let failed = |cause: Cause| Error::new("build the driver", None, cause);
@@ -125,6 +125,7 @@ impl Builder {
             .mode(0o700)
             .create(&self.run_dir);
         made.map_err(io("make", &self.run_dir)).map_err(failed)?;
+        check_private(&self.run_dir).map_err(failed)?;
         let context = Context {
             transports: self.transports,
             run_dir: self.run_dir,
@@ -147,6 +148,20 @@ impl Builder {
         ));
         Ok(Driver::new(Arc::new(context)))
     }
+}
+
+/// Who can write to the run directory can put sockets of their own in the place of a guest's.
+fn check_private(run_dir: &Path) -> Result<(), Cause> {
+    let metadata = std::fs::metadata(run_dir).map_err(io("look at", run_dir))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
+    if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
+        let text = format!(
+            "the run directory {} must be ours and writable by nobody else; it belongs to uid {owner}, mode {mode:o}",
+            run_dir.display()
+        );
+        return Err(Cause::BadRequest(text));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Builder {

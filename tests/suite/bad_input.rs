@@ -21,6 +21,7 @@ tests! {
     a_text_file_among_the_plugins_costs_no_other,
     a_qemu_that_exits_at_once_leaves_its_last_words_in_the_error,
     a_qemu_that_is_no_qemu_is_named,
+    a_run_directory_that_others_may_write_to_is_refused,
     a_run_directory_that_is_too_long_for_sockets_is_called_so,
 }
 
@@ -224,4 +225,16 @@ async fn a_run_directory_that_is_too_long_for_sockets_is_called_so(rig: Rig) {
         error.to_string().contains("shorter run directory"),
         "{error}"
     );
+}
+
+async fn a_run_directory_that_others_may_write_to_is_refused(rig: Rig) {
+    let open = rig.dir.path().join("open");
+    fs::create_dir(&open).expect("it can be made");
+    fs::set_permissions(&open, Permissions::from_mode(0o777)).expect("it is ours");
+    let transports = rig.env.transports().expect("the staged plugins load");
+    let error = Driver::builder(transports, open)
+        .build()
+        .expect_err("not private");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:#}");
+    assert!(error.to_string().contains("mode 777"), "{error}");
 }

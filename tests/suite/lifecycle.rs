@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driver::{ErrorKind, Run, StartOptions};
+use driver::{ErrorKind, Notice, Run, StartOptions, What};
 use tokio::time::Instant;
 
 use crate::harness::tests;
@@ -17,6 +17,7 @@ tests! {
     a_guest_started_paused_waits_for_resume,
     a_program_runs_in_the_guest_and_its_output_comes_back,
     shutdown_of_the_driver_leaves_the_guest_running,
+    events_come_in_order_with_numbers_and_can_be_read_again,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -172,4 +173,38 @@ async fn shutdown_of_the_driver_leaves_the_guest_running(rig: Rig) {
         std::path::Path::new(&format!("/proc/{pid}/exe")).exists(),
         "QEMU runs on"
     );
+}
+
+async fn events_come_in_order_with_numbers_and_can_be_read_again(rig: Rig) {
+    let domain = rig
+        .driver
+        .start(rig.empty("web"), StartOptions::default())
+        .await
+        .expect("it starts");
+    let mut follow = domain.subscribe();
+    domain.pause().await.expect("it pauses");
+    domain.resume().await.expect("it resumes");
+    let (mut names, mut numbers) = (Vec::new(), Vec::new());
+    while names.len() < 4 {
+        let Notice::News { sequence, news } = follow.next().await else {
+            panic!("nothing is missed")
+        };
+        numbers.push(sequence);
+        match &news.what {
+            What::Qemu(event) => names.push(event.name.clone()),
+            What::JobEnded { owner, .. } => names.push(owner.to_string()),
+            _ => {}
+        }
+    }
+    assert_eq!(
+        names,
+        ["STOP", "pause", "RESUME", "resume"],
+        "each event before the end of the job that caused it"
+    );
+    assert!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "{numbers:?}"
+    );
+    let again = domain.subscribe_from(numbers[0]).next().await;
+    assert!(matches!(again, Notice::News { sequence, .. } if sequence == numbers[0]));
 }

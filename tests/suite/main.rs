@@ -14,6 +14,7 @@ mod jobs;
 mod lifecycle;
 mod migration;
 mod save;
+mod seams;
 mod silence;
 
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 9] = [
+    let modules: [(&str, harness::Tests); 10] = [
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("death", death::TESTS),
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
         ("save", save::TESTS),
+        ("seams", seams::TESTS),
         ("silence", silence::TESTS),
     ];
     let trials: Vec<Trial> = modules
