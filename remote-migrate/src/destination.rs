@@ -14,7 +14,8 @@
 //!
 //! Invariants, each held by `tests/walk.rs`:
 //! 1. The guest is started only while the journal says `Starting`, and only once.
-//! 2. A refusal is answered only when it is in the journal; from then on this copy never starts.
+//! 2. A refusal is answered only when it is in the journal; from then on this copy never starts, unless
+//!    the source has lost its own and gives this one away for good.
 //! 3. A copy that may be complete is discarded only when the source is known to own the guest.
 //! 4. What was answered once is answered again, until the source has confirmed.
 
@@ -22,14 +23,14 @@ mod step;
 
 use crate::{
     journal::{DestinationRecord, DestinationStage as Stage},
-    message::{Call, CopyState, Fate, Guest, Prepared, Ran, Reply, Request, Status},
-    phase::{Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
+    message::{Call, CopyState, Fate, Guest, Ran, Reply, Request, Status},
+    phase::{Epoch, MigrationId, Owner, Phase, Reason, Side},
     verdict::{self, DestinationVerdict, Heard, Ruling},
 };
 
-const NO_JOURNAL: &str = "cannot write the journal";
-
 pub use step::{DestinationAction, DestinationEnd, DestinationInput};
+
+const NO_JOURNAL: &str = "cannot write the journal";
 
 /// The destination side of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +60,11 @@ enum At {
     },
     Preparing(Guest),
     Loading(Job),
-    Starting(Job),
+    /// `first` is false where an earlier request to start may still be inside QEMU.
+    Starting {
+        job: Job,
+        first: bool,
+    },
     Inspecting(Job),
     /// With a last word the migration is forgotten next; without one its record stays.
     Discarding {
@@ -131,7 +136,7 @@ impl DestinationMachine {
             }
             At::Preparing(guest) => DestinationAction::Prepare(guest.clone()),
             At::Loading(_) => DestinationAction::Load,
-            At::Starting(_) => DestinationAction::Start(self.known().run),
+            At::Starting { .. } => DestinationAction::Start(self.known().run),
             At::Inspecting(_) => DestinationAction::Inspect,
             At::Discarding { .. } => DestinationAction::Discard,
             At::Forgetting { .. } => DestinationAction::Forget,
@@ -179,9 +184,9 @@ impl DestinationMachine {
                 );
             }
 
-            (At::Starting(job), In::Started) => self.advance(Stage::Owned, job),
+            (At::Starting { job, .. }, In::Started) => self.advance(Stage::Owned, job),
             (
-                At::Starting(job),
+                At::Starting { job, first: true },
                 In::StartFailed {
                     ran: Ran::Never,
                     why,
@@ -195,7 +200,7 @@ impl DestinationMachine {
                     job,
                 );
             }
-            (At::Starting(job), In::StartFailed { why, .. }) => {
+            (At::Starting { job, .. }, In::StartFailed { why, .. }) => {
                 self.postpone(job, why.as_str());
             }
 
@@ -367,7 +372,9 @@ impl DestinationMachine {
                     job,
                 );
             }
-            DestinationVerdict::Start if stage == Stage::Starting => self.at = At::Starting(job),
+            DestinationVerdict::Start if stage == Stage::Starting => {
+                self.at = At::Starting { job, first: false };
+            }
             DestinationVerdict::Start => self.advance(Stage::Starting, job),
             DestinationVerdict::Own => self.advance(Stage::Owned, job),
             DestinationVerdict::Lose => self.advance(Stage::Lost, job),
@@ -412,7 +419,7 @@ impl DestinationMachine {
         self.unsure = false;
         match (&self.known().stage, job) {
             (Stage::Preparing, Job::Serve(Call::Prepare(guest))) => self.at = At::Preparing(guest),
-            (Stage::Starting, job) => self.at = At::Starting(job),
+            (Stage::Starting, job) => self.at = At::Starting { job, first: true },
             (
                 Stage::Refused {
                     complete: false, ..

@@ -133,7 +133,8 @@ pub trait DestinationHost: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StartError::ran`] decides all: with [`Ran::Never`] the guest is given back to the source.
+    /// [`StartError::ran`] decides all: with [`Ran::Never`] at the first attempt the guest is given back
+    /// to the source. At a later one it is not, since the earlier request may be inside QEMU still.
     ///
     /// # Cancel safety
     ///

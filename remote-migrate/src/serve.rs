@@ -4,11 +4,9 @@
 //! work runs on tasks of its own, so that a caller that goes away, or a connection that breaks, tears
 //! nothing in the middle. Nothing is decided here.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod slots;
+
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
@@ -26,16 +24,11 @@ use crate::{
     verdict::{Heard, Ruling},
 };
 
+use slots::{Place, Slots};
+
 /// A write to the journal, a look at or the end of a copy: 30 s, counted apart from the deadline of the
 /// request, since what undoes must also run when that deadline has just passed.
 const UPKEEP: Duration = Duration::from_secs(30);
-
-/// Migrations in hand at once. More guests than that do not arrive at one host at one time; a peer that
-/// makes ids up must not fill the memory.
-const MAX_LIVE: usize = 1024;
-
-/// Finished migrations whose last word is kept for requests that come late.
-const MAX_OVER: usize = 256;
 
 /// The serving side of a daemon: takes guests in, and answers for the migrations it drives itself.
 ///
@@ -59,24 +52,8 @@ pub struct Standing {
 struct Inner {
     host: Arc<dyn DestinationHost>,
     journal: Arc<dyn Journal>,
-    slots: Mutex<Slots>,
+    slots: Slots,
 }
-
-#[derive(Default)]
-struct Slots {
-    live: HashMap<MigrationId, Slot>,
-    /// Oldest first; each has a slot too.
-    over: VecDeque<MigrationId>,
-}
-
-struct Slot {
-    machine: Place,
-    /// The guest that this migration brings in.
-    claims: Option<Uuid>,
-}
-
-/// Empty until loaded, while at work, and after a panic: then the journal says how it stands.
-type Place = Arc<tokio::sync::Mutex<Option<DestinationMachine>>>;
 
 enum Outcome {
     Reply(Reply),
@@ -91,7 +68,7 @@ impl Destination {
             inner: Arc::new(Inner {
                 host,
                 journal,
-                slots: Mutex::default(),
+                slots: Slots::default(),
             }),
         }
     }
@@ -253,14 +230,14 @@ impl Inner {
         input: DestinationInput,
         deadline: Instant,
     ) -> Result<Outcome, (ErrorKind, Reason)> {
-        let place = self.place(migration).ok_or_else(|| {
+        let place = self.slots.place(migration).ok_or_else(|| {
             (
                 ErrorKind::Host,
                 Reason::new("too many migrations are under way here"),
             )
         })?;
         let outcome = self.work_at(&place, migration, input, deadline).await;
-        self.leave(migration, place);
+        self.slots.leave(migration, place);
         outcome
     }
 
@@ -305,7 +282,7 @@ impl Inner {
         let refusal = Reply::Refused(Reason::new(
             "an earlier migration of this guest is not settled",
         ));
-        if !self.claim(request) {
+        if !self.slots.claim(request) {
             return Some(refusal);
         }
         match on_time(Instant::now() + UPKEEP, self.journal.list()).await {
@@ -448,74 +425,5 @@ impl Inner {
             Ok(_) => Reply::Unknown,
             Err(cause) => Reply::Busy(Reason::of(&*cause)),
         }
-    }
-
-    /// The machine's place, made if there is none and room for one.
-    fn place(&self, migration: MigrationId) -> Option<Place> {
-        self.slots(|slots| {
-            if let Some(slot) = slots.live.get(&migration) {
-                return Some(Arc::clone(&slot.machine));
-            }
-            (slots.live.len() < MAX_LIVE + MAX_OVER).then(|| {
-                let place = Place::default();
-                let slot = Slot {
-                    machine: Arc::clone(&place),
-                    claims: None,
-                };
-                slots.live.insert(migration, slot);
-                place
-            })
-        })
-    }
-
-    /// Marks the guest as moved by this migration, unless another one moves it.
-    fn claim(&self, request: &Request) -> bool {
-        self.slots(|slots| {
-            let taken = slots.live.iter().any(|(migration, slot)| {
-                *migration != request.migration && slot.claims == Some(request.domain)
-            });
-            if let Some(slot) = slots.live.get_mut(&request.migration).filter(|_| !taken) {
-                slot.claims = Some(request.domain);
-            }
-            !taken
-        })
-    }
-
-    /// Gives a place up that nobody else holds and nothing is remembered in.
-    fn leave(&self, migration: MigrationId, place: Place) {
-        let (known, over) = match place.try_lock() {
-            Ok(machine) => machine.as_ref().map_or((false, false), |machine| {
-                (machine.record().is_some(), machine.is_over())
-            }),
-            // Somebody else is at work, and leaves later.
-            Err(_) => return,
-        };
-        self.slots(|slots| {
-            if !known && let Some(slot) = slots.live.get_mut(&migration) {
-                slot.claims = None;
-            }
-            // Places are cloned under this lock only, so the count cannot grow: the map's and ours.
-            if !known && !over && Arc::strong_count(&place) == 2 {
-                slots.live.remove(&migration);
-            }
-            if over && !slots.over.contains(&migration) {
-                slots.over.push_back(migration);
-            }
-            if slots.over.len() > MAX_OVER
-                && let Some(oldest) = slots.over.pop_front()
-            {
-                let idle = |slot: &Slot| Arc::strong_count(&slot.machine) == 1;
-                if slots.live.get(&oldest).is_some_and(idle) {
-                    slots.live.remove(&oldest);
-                } else {
-                    slots.over.push_back(oldest);
-                }
-            }
-        });
-    }
-
-    fn slots<R>(&self, change: impl FnOnce(&mut Slots) -> R) -> R {
-        // No user code runs under this lock, and each change is whole at every step.
-        change(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

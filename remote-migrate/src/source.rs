@@ -30,7 +30,7 @@ use uuid::Uuid;
 use crate::{
     journal::{SourceRecord, SourceStage},
     message::{Call, Fate, Guest, Prepared, Reply, Request, Status},
-    phase::{Cookie, MigrationId, Owner, Phase, RunState, Side, TooLate},
+    phase::{Cookie, MigrationId, Owner, Phase, Side, TooLate},
     verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
 };
 
@@ -191,7 +191,7 @@ impl SourceMachine {
                 self.advance(SourceStage::Prepare);
             }
             (At::Beginning, In::BeginFailed) | (At::Performing(_), In::PerformFailed) => {
-                self.look()
+                self.look();
             }
 
             (At::AskingPrepare, In::Answered(Reply::Prepared(prepared))) => {

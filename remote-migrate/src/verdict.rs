@@ -193,9 +193,10 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
         (DestinationStage::Prepared, CopyState::Gone(_)) => Refuse,
         (DestinationStage::Prepared, CopyState::Incoming) => Wait,
 
-        (DestinationStage::Starting, CopyState::Started) if kept => Conflict,
+        (DestinationStage::Starting, CopyState::Gone(_)) if kept => Discard,
+        // Both took it, by somebody's ruling. A start may be under way inside QEMU, so it is left alone.
+        (DestinationStage::Starting, _) if kept => Conflict,
         (DestinationStage::Starting, CopyState::Started) => Own,
-        (DestinationStage::Starting, _) if kept => Discard,
         (DestinationStage::Starting, CopyState::Complete) => Start,
         (DestinationStage::Starting, CopyState::Gone(Ran::Never)) => Refuse,
         (DestinationStage::Starting, CopyState::Gone(Ran::Maybe)) => Lose,

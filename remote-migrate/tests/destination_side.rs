@@ -2,9 +2,7 @@
 use remote_migrate::{
     Call, Cookie, CopyState, DestinationStage as Stage, Epoch, Fate, Guest, MigrationId, Phase,
     Prepared, Ran, Reason, Reply, Request, RunState, Side,
-    destination::{
-        DestinationAction, DestinationEnd, DestinationInput as In, DestinationMachine,
-    },
+    destination::{DestinationAction, DestinationEnd, DestinationInput as In, DestinationMachine},
 };
 use uuid::Uuid;
 
@@ -173,6 +171,25 @@ fn a_guest_that_may_have_run_is_never_given_back() {
     machine.on(In::Local(CopyState::Gone(Ran::Maybe)));
     machine.on(In::Recorded);
     assert_eq!(reply(&machine), Some(Reply::Lost));
+}
+
+#[test]
+fn a_second_attempt_to_start_gives_nothing_back_since_the_first_may_still_be_under_way() {
+    let fails = |ran| In::StartFailed {
+        ran,
+        why: Reason::new(""),
+    };
+    let mut machine = ready_and([
+        ask(Call::Finish),
+        In::Loaded,
+        In::Recorded,
+        fails(Ran::Maybe),
+    ]);
+    machine.on(In::Replied);
+    machine.on(ask(Call::Finish));
+    machine.on(In::Local(CopyState::Complete));
+    machine.on(fails(Ran::Never));
+    assert!(matches!(reply(&machine), Some(Reply::Busy(_))));
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! The source's machine alone, one input after another.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test may stop at the first surprise"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use remote_migrate::{
     Call, Cookie, CopyState, Epoch, MigrationId, Owner, Phase, Prepared, Ran, Reason, Reply,
@@ -172,7 +169,9 @@ fn a_source_that_died_in_the_middle_offers_the_copy_that_may_be_complete() {
     );
     machine.on(SourceInput::Answered(Reply::Status(Status {
         copy: Some(CopyState::Gone(Ran::Never)),
-        ..decided(Owner::Source)
+        side: Side::Destination,
+        phase: Phase::Confirm,
+        owner: Owner::Source,
     })));
     assert_eq!(machine.stage(), &SourceStage::Lost { tell: true });
 }

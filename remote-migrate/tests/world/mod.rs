@@ -110,6 +110,8 @@ pub(crate) struct World {
     /// What the destination serves now.
     serving: Option<Request>,
     copy: Copied,
+    /// A request to start it is still inside QEMU.
+    starting: bool,
     /// The copy became a guest like others: the migration that made it is forgotten.
     settled_there: bool,
     /// What the source waits for an answer to, once it was sent.
@@ -150,6 +152,7 @@ impl World {
             destination_journal: None,
             serving: None,
             copy: Copied::Nothing,
+            starting: false,
             settled_there: false,
             question: None,
             posted: None,
@@ -572,7 +575,8 @@ impl Steps<'_> {
                         None,
                     )
                 });
-                self.destination_fails("start is lost", |_| {
+                self.destination_fails("start is slow", |world| {
+                    world.starting = true;
                     (
                         DIn::StartFailed {
                             ran: Ran::Maybe,
@@ -642,6 +646,9 @@ impl Steps<'_> {
 
     /// What happens to guests.
     fn world(&mut self) {
+        if self.from.starting && self.from.copy == Copied::Complete {
+            self.add("the slow start is done", true, World::start);
+        }
         if self.from.guest == Life::Dead && self.from.copy == Copied::Incoming {
             self.add("the stream ends early", false, |world| {
                 world.copy = Copied::Dead;
@@ -851,6 +858,7 @@ impl World {
 
     fn start(&mut self) -> Option<&'static str> {
         self.copy = Copied::Started;
+        self.starting = false;
         self.truth.ran_there = true;
         self.truth
             .ran_on
