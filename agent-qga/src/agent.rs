@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use serde::de::DeserializeOwned;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::command::Command;
+use crate::command::{Command, FsfreezeStatus, FsfreezeThaw};
 use crate::error::{Closed, Effect, Error};
 use crate::protocol::{Proof, Signal};
 use crate::task::{self, Call, Input};
@@ -32,8 +32,8 @@ pub trait Qga: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Any [`ErrorKind`](crate::ErrorKind) but `InvalidArguments`, `UnexpectedReply` and
-    /// `StillRunning`; [`Error::effect`] says whether the guest may have acted.
+    /// Any [`ErrorKind`](crate::ErrorKind) that is not of the typed calls, of a freeze or of a file;
+    /// [`Error::effect`] says whether the guest may have acted.
     ///
     /// # Cancel safety
     ///
@@ -185,7 +185,8 @@ impl Default for Options {
 
 /// A connection to one guest's agent.
 ///
-/// Clones share the connection. It ends with the last of them, which frees the channel for the
+/// One command is under way at a time; the others wait in the order in which they came, but that
+/// `guest-fsfreeze-thaw` and `guest-fsfreeze-status` are next whoever waits. Clones share the connection. It ends with the last of them, which frees the channel for the
 /// next client: QEMU serves one at a time.
 #[derive(Clone)]
 pub struct Agent {
@@ -193,10 +194,36 @@ pub struct Agent {
 }
 
 struct Shared {
-    /// One command at a time; callers wait here, first come, first served.
+    /// One command at a time.
     turn: Semaphore,
+    /// Callers wait here, first come, first served: one at most waits for the turn itself, so that
+    /// a thaw, which does not come through here, is next.
+    queue: Semaphore,
     inbox: mpsc::UnboundedSender<Input>,
     closed: watch::Receiver<Option<Closed>>,
+}
+
+/// The right to have the agent do something. The turn goes before the place in the queue, so that
+/// a thaw takes it before the next in the queue can.
+struct Turn<'a> {
+    _turn: SemaphorePermit<'a>,
+    _place: Option<SemaphorePermit<'a>>,
+}
+
+impl Shared {
+    async fn turn(&self, command: &str) -> Turn<'_> {
+        const NEVER: &str = "the semaphore is never closed";
+        // The status too, for a thaw is done only once that has been seen.
+        let place = if command == FsfreezeThaw::NAME || command == FsfreezeStatus::NAME {
+            None
+        } else {
+            Some(self.queue.acquire().await.expect(NEVER))
+        };
+        Turn {
+            _turn: self.turn.acquire().await.expect(NEVER),
+            _place: place,
+        }
+    }
 }
 
 impl Agent {
@@ -222,6 +249,7 @@ impl Agent {
         Self {
             shared: Arc::new(Shared {
                 turn: Semaphore::new(1),
+                queue: Semaphore::new(1),
                 inbox,
                 closed,
             }),
@@ -242,11 +270,10 @@ impl Agent {
 impl Qga for Agent {
     async fn call(&self, request: Request) -> Result<Reply, Error> {
         let since = Instant::now();
-        let turn = timeout_at(request.deadline, self.shared.turn.acquire()).await;
-        let Ok(turn) = turn else {
+        let turn = timeout_at(request.deadline, self.shared.turn(&request.name)).await;
+        let Ok(_turn) = turn else {
             return Err(Error::busy(&request.name, since.elapsed()));
         };
-        let _turn = turn.expect("the semaphore is never closed");
         let name = request.name.clone();
         let (answer, result) = oneshot::channel();
         if self

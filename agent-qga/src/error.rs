@@ -81,6 +81,18 @@ pub enum ErrorKind {
     UnexpectedReply,
     /// The arguments cannot be written as JSON.
     InvalidArguments,
+    /// The guest's file systems were frozen already, and not by us.
+    ForeignFreeze,
+    /// The guest's file systems were frozen already, by a process of ours that did not thaw them.
+    LeasePending,
+    /// A freeze could not be recorded, or its record not be read.
+    LeaseStore,
+    /// A freeze was not answered in time, and was then seen to be thawed.
+    FreezeUndone,
+    /// A file's content is not what was sent or expected.
+    DigestMismatch,
+    /// This side of a transfer failed: the file or stream that the bytes came from or went to.
+    Local,
     /// Something in this process stands before the agent and refused, as an allow-list does.
     Denied,
     /// The connection has ended.
@@ -126,6 +138,20 @@ enum Cause {
     UnexpectedReply(String),
     #[error("the arguments cannot be written as JSON")]
     InvalidArguments(#[source] serde_json::Error),
+    #[error("the guest is frozen already, not by us")]
+    ForeignFreeze,
+    #[error("the guest is frozen already, by a freeze of ours that was recorded {age:.1?} ago")]
+    LeasePending { age: Duration },
+    #[error("the record of the freeze failed")]
+    LeaseStore(#[source] io::Error),
+    #[error("{}", undone(*waited, *was_frozen))]
+    FreezeUndone { waited: Duration, was_frozen: bool },
+    #[error("the file's digest is {found}, expected {expected}")]
+    DigestMismatch { expected: String, found: String },
+    #[error("the local end of the transfer failed")]
+    Local(#[source] io::Error),
+    #[error("the file is longer than {limit} bytes")]
+    FileTooLarge { limit: u64 },
     #[error("denied: {0}")]
     Denied(String),
     #[error("{0}")]
@@ -150,6 +176,13 @@ impl Error {
             Cause::Garbled(Garbled::TooDeep) => ErrorKind::TooDeep,
             Cause::UnexpectedReply(_) => ErrorKind::UnexpectedReply,
             Cause::InvalidArguments(_) => ErrorKind::InvalidArguments,
+            Cause::ForeignFreeze => ErrorKind::ForeignFreeze,
+            Cause::LeasePending { .. } => ErrorKind::LeasePending,
+            Cause::LeaseStore(_) => ErrorKind::LeaseStore,
+            Cause::FreezeUndone { .. } => ErrorKind::FreezeUndone,
+            Cause::DigestMismatch { .. } => ErrorKind::DigestMismatch,
+            Cause::Local(_) => ErrorKind::Local,
+            Cause::FileTooLarge { .. } => ErrorKind::TooLarge,
             Cause::Denied(_) => ErrorKind::Denied,
             Cause::Closed(_) => ErrorKind::Closed,
         }
@@ -165,7 +198,12 @@ impl Error {
     #[must_use]
     pub const fn blame(&self) -> Blame {
         match &self.cause {
-            Cause::Expired | Cause::InvalidArguments(_) | Cause::Denied(_) => Blame::Caller,
+            Cause::Expired
+            | Cause::InvalidArguments(_)
+            | Cause::Denied(_)
+            | Cause::LeasePending { .. }
+            | Cause::LeaseStore(_)
+            | Cause::Local(_) => Blame::Caller,
             Cause::Closed(_) => Blame::Link,
             _ => Blame::Guest,
         }
@@ -283,6 +321,36 @@ impl Error {
         Self::new(command, Effect::Unknown, Cause::UnexpectedReply(why))
     }
 
+    pub(crate) fn foreign_freeze(command: &str) -> Self {
+        Self::new(command, Effect::None, Cause::ForeignFreeze)
+    }
+
+    pub(crate) fn lease_pending(command: &str, age: Duration) -> Self {
+        Self::new(command, Effect::None, Cause::LeasePending { age })
+    }
+
+    pub(crate) fn lease_store(command: &str, error: io::Error) -> Self {
+        Self::new(command, Effect::None, Cause::LeaseStore(error))
+    }
+
+    pub(crate) fn freeze_undone(command: &str, waited: Duration, was_frozen: bool) -> Self {
+        let cause = Cause::FreezeUndone { waited, was_frozen };
+        Self::new(command, Effect::None, cause)
+    }
+
+    pub(crate) fn digest_mismatch(command: &str, expected: String, found: String) -> Self {
+        let cause = Cause::DigestMismatch { expected, found };
+        Self::new(command, Effect::Unknown, cause)
+    }
+
+    pub(crate) fn local(command: &str, error: io::Error) -> Self {
+        Self::new(command, Effect::Unknown, Cause::Local(error))
+    }
+
+    pub(crate) fn file_too_large(command: &str, limit: u64) -> Self {
+        Self::new(command, Effect::None, Cause::FileTooLarge { limit })
+    }
+
     /// A refusal that turned out to be a freeze.
     pub(crate) fn into_frozen(mut self) -> Self {
         if let Cause::Refused { class, desc } = self.cause {
@@ -294,6 +362,12 @@ impl Error {
     /// A failure of a later step, when an earlier one was done.
     pub(crate) const fn into_unknown(mut self) -> Self {
         self.effect = Effect::Unknown;
+        self
+    }
+
+    /// A failure of a question, when nothing but questions was asked yet.
+    pub(crate) const fn into_none(mut self) -> Self {
+        self.effect = Effect::None;
         self
     }
 
@@ -317,9 +391,19 @@ impl std::error::Error for Error {
         match &self.cause {
             Cause::InvalidArguments(error) => Some(error),
             Cause::Closed(Closed::Failed(error)) => Some(&**error),
+            Cause::LeaseStore(error) | Cause::Local(error) => Some(error),
             _ => None,
         }
     }
+}
+
+fn undone(waited: Duration, was_frozen: bool) -> String {
+    let found = if was_frozen {
+        "found frozen and thawed"
+    } else {
+        "found thawed"
+    };
+    format!("not answered in time, and {found} after {waited:.1?}")
 }
 
 impl fmt::Display for Closed {

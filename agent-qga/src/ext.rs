@@ -12,7 +12,9 @@ use serde_json::value::to_raw_value;
 use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Deadline, Qga, Request};
-use crate::command::{Command, Exec, ExecState, ExecStatus, FreezeState, FsfreezeStatus, Ping};
+use crate::command::{
+    Command, Exec, ExecState, ExecStatus, FreezeState, FsfreezeStatus, Info, Ping,
+};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::COMMAND_NOT_FOUND;
 
@@ -74,7 +76,8 @@ pub trait QgaExt: Qga {
     /// Has a typed command done.
     ///
     /// When the agent says that it does not have the command, it is asked whether it is frozen:
-    /// then it says so of nearly all commands, and the error is of kind `Frozen`.
+    /// then it says so of nearly all commands. If it lists the command all the same, the error is
+    /// of kind `Frozen`.
     ///
     /// # Errors
     ///
@@ -227,15 +230,27 @@ async fn tell_frozen<Q: Qga + ?Sized>(qga: &Q, error: Error, deadline: Deadline)
     if error.class() != Some(COMMAND_NOT_FOUND) || error.command() == FsfreezeStatus::NAME {
         return error;
     }
-    let status = Request::new(FsfreezeStatus::NAME, deadline);
-    let state = match qga.call(status).await {
-        Ok(reply) => reply.decode::<FreezeState>(FsfreezeStatus::NAME),
-        Err(error) => Err(error),
-    };
-    match state {
-        Ok(FreezeState::Frozen) => error.into_frozen(),
-        _ => error,
+    if !matches!(
+        ask(qga, FsfreezeStatus, deadline).await,
+        Ok(FreezeState::Frozen)
+    ) {
+        return error;
     }
+    match ask(qga, Info, deadline).await {
+        Ok(info) if !info.knows(error.command()) => error,
+        // An agent that will not list its commands is frozen for certain, and that says more.
+        _ => error.into_frozen(),
+    }
+}
+
+/// A question about an error: its own error asks no further.
+async fn ask<Q: Qga + ?Sized, C: Command>(
+    qga: &Q,
+    command: C,
+    deadline: Deadline,
+) -> Result<C::Reply, Error> {
+    let reply = qga.call(Request::of(&command, deadline)?).await?;
+    reply.decode(C::NAME)
 }
 
 fn output(state: ExecState, limits: Limits) -> Result<Output, Error> {

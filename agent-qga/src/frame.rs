@@ -14,7 +14,7 @@ use memchr::{memchr2, memchr2_iter};
 pub(crate) const RESTART: u8 = 0xFF;
 
 /// A buffer above this is given back once it is empty: one big answer must not cost for ever.
-const KEPT: usize = 8 * 1024;
+const KEPT: usize = 4 * 1024;
 
 /// What the stream holds next.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,6 +6,8 @@
 //! an error; it cannot get them another caller's answer, and it cannot keep them past their deadline.
 //!
 //! ```text
+//!  freeze   files   programs        built on the trait alone, for whoever stands behind it
+//!      └──────┬───────┘
 //!  Agent ── Agent ── dyn Qga        handles: callers queue, each within its own deadline
 //!      └──────┴───────┘
 //!             │ one call at a time, and what the monitor saw
@@ -56,6 +58,18 @@
 //! monitor hands in the [`Signal`] that proves them ([`Qga::note`]), or when the channel ends; the
 //! [`Proof`] says by which. Which proof is right for which mode, the caller judges.
 //!
+//! # Freezing
+//!
+//! [`freeze`] is a lease: recorded in a [`LeaseStore`] before it is asked for, thawed when the
+//! [`FreezeLease`] is dropped and when its time is over; [`recover`] thaws after a crash. A freeze that
+//! nobody recorded is somebody else's: it is reported and left alone.
+//!
+//! # Files and programs
+//!
+//! [`upload`] and [`download`] copy in chunks and check digests; [`GuestFile`] closes itself.
+//! [`QgaExt::run`] waits for a program's end and its output; [`ProgramStream`] hears it while it runs,
+//! by way of two files in the guest, for the protocol itself shows no output before the end.
+//!
 //! # Limits
 //!
 //! - An agent serves one client at a time. A second one connects and meets silence.
@@ -63,7 +77,8 @@
 //!   meanwhile: the next call waits for it within its own deadline.
 //! - A guest that talks while nobody asks is read up to one message's worth. Then its channel fills,
 //!   and the end of the connection is seen by the next call only.
-//! - A freeze is plain here: nothing thaws it but [`FsfreezeThaw`].
+//! - [`FsfreezeFreeze`] by itself is plain: nothing thaws it but [`FsfreezeThaw`]. [`freeze`] is the
+//!   one that cannot be forgotten.
 //!
 //! # What this crate does not know
 //!
@@ -78,17 +93,28 @@
 
 mod agent;
 mod command;
+mod copy;
 mod error;
 mod ext;
+mod file;
 mod frame;
+mod lease;
 pub mod protocol;
+mod stream;
 mod task;
 
 pub use agent::{Agent, Deadline, Options, Qga, Reply, Request};
 pub use command::*;
+pub use copy::{Digest, NoDigest, Transferred, digest_in_guest, download, upload};
 pub use error::{Blame, Closed, Effect, Error, ErrorKind};
 pub use ext::{Limits, Output, QgaExt};
+pub use file::{CHUNK, GuestFile};
+pub use lease::{
+    FileLeases, FreezeEnd, FreezeLease, FreezePlan, FreezeWatch, LeaseRecord, LeaseStore,
+    MemoryLeases, Recovered, Thawed, ThawedBy, freeze, recover,
+};
 pub use protocol::{Proof, Signal};
+pub use stream::{Piece, ProgramEnd, ProgramStream};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -18,7 +18,7 @@ use crate::error::{Closed, Effect, Error};
 use crate::protocol::{Phase, Proof, Protocol, Signal, Step};
 
 /// One read. Small, since a thousand idle connections hold one each.
-const READ: usize = 8 * 1024;
+const READ: usize = 4 * 1024;
 
 /// What a handle wants. One queue for both, so that a signal noted before a call stays before it.
 #[derive(Debug)]

@@ -9,12 +9,14 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_qga::{
-    Agent, Effect, ErrorKind, FreezeState, FsfreezeStatus, GetFsinfo, GetHostName, GetOsinfo,
-    GetTime, GetVcpus, Info, IpKind, Limits, NetworkGetInterfaces, NetworkInterface, Options, Ping,
-    Qga as _, QgaExt as _, SyncDelimited,
+    Agent, CHUNK, Digest, Effect, ErrorKind, FreezeState, FsfreezeStatus, GetFsinfo, GetHostName,
+    GetOsinfo, GetTime, GetVcpus, Info, IpKind, Limits, NetworkGetInterfaces, NetworkInterface,
+    Options, Piece, Ping, ProgramStream, Qga, QgaExt as _, SyncDelimited, digest_in_guest,
+    download, upload,
 };
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
@@ -38,6 +40,8 @@ fn main() {
             typed_queries,
         ),
         trial("a_program_is_run_to_its_end", "", run_to_the_end),
+        trial("files_go_in_and_out_with_their_digest", "", files),
+        trial("a_program_is_heard_while_it_runs", "", streamed),
         trial("a_refusal_keeps_its_class_and_words", "", refusal),
         trial("what_an_earlier_client_left_is_skipped", "", earlier_client),
         trial(
@@ -272,6 +276,59 @@ async fn run_to_the_end(real: &RealAgent) {
         (ErrorKind::StillRunning, Effect::Unknown)
     );
     assert_answers_reach_their_callers(&agent).await;
+}
+
+async fn files(real: &RealAgent) {
+    let agent: Arc<dyn Qga> = Arc::new(real.connect().await);
+    let path = real.folder.path().join("file");
+    let path = path.to_str().unwrap();
+    for length in [0, 1, CHUNK, 3 * CHUNK + 1] {
+        let sent: Vec<u8> = (0..length).map(|at| ((at * 31) >> 3) as u8).collect();
+        let up = upload(agent.clone(), path, &mut &sent[..], soon())
+            .await
+            .unwrap();
+        assert_eq!(up.sha256, Digest::of(&sent));
+        assert_eq!(std::fs::read(path).unwrap(), sent);
+        assert_eq!(
+            digest_in_guest(&*agent, path, soon()).await.unwrap(),
+            up.sha256
+        );
+        let mut got = Vec::new();
+        let limit = length as u64;
+        let down = download(
+            agent.clone(),
+            path,
+            &mut got,
+            limit,
+            Some(up.sha256),
+            soon(),
+        )
+        .await;
+        assert_eq!(down.unwrap(), up);
+        assert!(got == sent);
+    }
+}
+
+async fn streamed(real: &RealAgent) {
+    let agent: Arc<dyn Qga> = Arc::new(real.connect().await);
+    let go = real.folder.path().join("go");
+    let script =
+        "read word; echo $word; while [ ! -e $0 ]; do sleep 0.05; done; echo oops >&2; exit 3";
+    let arguments = ["-c", script, go.to_str().unwrap()];
+    let limits = Limits::default();
+    let start = ProgramStream::start(agent, "/bin/sh", &arguments, b"hello\n", limits, soon());
+    let mut program = start.await.unwrap();
+    let first = program.next(soon()).await.unwrap();
+    assert_eq!(first, Some(Piece::Stdout(b"hello\n".to_vec())));
+    let quiet = program
+        .next(Instant::now() + Duration::from_millis(200))
+        .await;
+    assert_eq!(quiet.unwrap_err().kind(), ErrorKind::StillRunning);
+    std::fs::write(go, b"").unwrap();
+    let last = program.next(soon()).await.unwrap();
+    assert_eq!(last, Some(Piece::Stderr(b"oops\n".to_vec())));
+    assert_eq!(program.next(soon()).await.unwrap(), None);
+    assert_eq!(program.end().unwrap().exit_code, Some(3));
 }
 
 async fn refusal(real: &RealAgent) {

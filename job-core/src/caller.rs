@@ -27,7 +27,7 @@ impl Flow {
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
-    pub(crate) fn id(self) -> u64 {
+    fn id(self) -> u64 {
         self.0
     }
 }
@@ -67,7 +67,8 @@ impl Default for Flow {
 pub struct Caller {
     shared: Arc<Shared>,
     owner: Label,
-    flow: Flow,
+    /// None until it is a part of something: what is alone needs no name.
+    flow: Option<Flow>,
 }
 
 impl Caller {
@@ -75,13 +76,16 @@ impl Caller {
         Self {
             shared,
             owner,
-            flow: Flow::new(),
+            flow: None,
         }
     }
 
     /// Makes this a part of an operation that has opened other callers.
     pub fn in_flow(self, flow: Flow) -> Self {
-        Self { flow, ..self }
+        Self {
+            flow: Some(flow),
+            ..self
+        }
     }
 
     /// Begins a normal job, waiting in turn until `deadline` resolves.
@@ -212,14 +216,16 @@ impl Caller {
         want: Want,
         deadline: impl Future<Output = ()>,
     ) -> Result<Held, BeginError> {
-        match self.shared.request(want, self.owner, self.flow.0)? {
+        let flow = self.flow.map(Flow::id);
+        match self.shared.request(want, self.owner, flow)? {
             Ok(held) => Ok(held),
             Err(waiting) => wait(waiting, deadline).await,
         }
     }
 
     fn try_acquire(self, want: Want) -> Result<Held, BeginError> {
-        self.shared.try_request(want, self.owner, self.flow.0)
+        let flow = self.flow.map(Flow::id);
+        self.shared.try_request(want, self.owner, flow)
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroU64;
 
 use crate::error::{BeginError, Gone};
 use crate::held::{Held, wait};
@@ -11,8 +12,7 @@ use crate::kind::{AgentKind, Kind, KindSet};
 use crate::label::Label;
 use crate::progress::Progress;
 use crate::scheduler::Scheduler;
-use crate::shared::Shared;
-use crate::slots::{SlotName, Want};
+use crate::slots::Want;
 use crate::snapshot::{AsyncRecord, Outcome};
 use crate::sync::Arc;
 use crate::token::Token;
@@ -21,6 +21,30 @@ use crate::token::Token;
 ///
 /// While a `Job` lives, no other normal job and no nested step of this domain runs. Drop passes the right to the next
 /// waiter. It never blocks and may happen on any thread; it does not undo what was already sent to the guest.
+///
+/// Its end consumes it, so what needs a job comes before:
+///
+/// ```
+/// use job_core::{Guarded, JobKind, Scheduler};
+///
+/// let domain = Scheduler::new("web");
+/// let memory = Guarded::new(&domain, 512);
+/// let job = domain.caller("resize").try_begin(JobKind::Modify).unwrap();
+/// memory.change(&job, |memory| *memory = 1024).unwrap();
+/// job.finish();
+/// ```
+///
+/// After its end there is nothing left to show:
+///
+/// ```compile_fail,E0382
+/// use job_core::{Guarded, JobKind, Scheduler};
+///
+/// let domain = Scheduler::new("web");
+/// let memory = Guarded::new(&domain, 512);
+/// let job = domain.caller("resize").try_begin(JobKind::Modify).unwrap();
+/// job.finish();
+/// memory.change(&job, |memory| *memory = 1024).unwrap();
+/// ```
 #[must_use = "the job ends as soon as the guard is dropped"]
 #[derive(Debug)]
 pub struct Job(Held);
@@ -43,7 +67,7 @@ pub struct AsyncJob(Held);
 
 /// One visit of an async job to the monitor. Holds the normal slot; borrows the async job, so it cannot outlive it.
 ///
-/// A nested step without an async job cannot be had:
+/// An async job has nested steps:
 ///
 /// ```
 /// # futures::executor::block_on(async {
@@ -56,6 +80,20 @@ pub struct AsyncJob(Held);
 /// save.finish();
 /// # Ok::<_, job_core::BeginError>(()) }).unwrap();
 /// ```
+///
+/// Without an async job there are none:
+///
+/// ```compile_fail,E0599
+/// # futures::executor::block_on(async {
+/// use job_core::{JobKind, Scheduler};
+///
+/// let domain = Scheduler::new("web");
+/// let mut job = domain.caller("save").begin(JobKind::Modify, std::future::pending()).await?;
+/// let step = job.nested(std::future::pending()).await?;
+/// # Ok::<_, job_core::BeginError>(()) }).unwrap();
+/// ```
+///
+/// Nor do they outlive it:
 ///
 /// ```compile_fail,E0505
 /// # futures::executor::block_on(async {
@@ -247,7 +285,7 @@ impl AsyncJob {
             .part(
                 Want::Agent {
                     kind,
-                    within: Some(self.0.id),
+                    within: NonZeroU64::new(self.0.id),
                 },
                 deadline,
             )
@@ -328,12 +366,7 @@ impl AsyncJob {
         want: Want,
         deadline: impl Future<Output = ()>,
     ) -> Result<Held, BeginError> {
-        let shared: &Arc<Shared> = &self.0.shared;
-        let owner = shared
-            .owner(SlotName::Async, self.0.id)
-            .unwrap_or_else(|| "async".into());
-        let flow = shared.flow(SlotName::Async, self.0.id);
-        match shared.request(want, owner, flow)? {
+        match self.0.shared.request_part(self.0.id, want)? {
             Ok(held) => Ok(held),
             Err(waiting) => wait(waiting, deadline).await,
         }

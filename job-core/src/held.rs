@@ -74,13 +74,17 @@ impl Waiting {
         // Cloned before the lock is taken and dropped after it: a waker is somebody else's code.
         let mut mine = Some(waker.clone());
         let key = self.key.expect("a place is polled until it is ready");
-        let now = now();
         let (claim, _left) = self.shared.with(|ledger, after| {
-            let mut effects = Effects::default();
-            let claim = ledger.slots.claim(key, now, &mut effects);
-            ledger.settle(effects, now, after);
+            let mut claim = ledger.slots.claim(key);
+            if claim == Claim::Asleep {
+                let now = now();
+                let mut effects = Effects::default();
+                ledger.slots.rouse(key, now, &mut effects);
+                ledger.settle(effects, now, after);
+                claim = ledger.slots.claim(key);
+            }
             match claim {
-                Claim::Waiting => {
+                Claim::Waiting | Claim::Asleep => {
                     let place = ledger.pending[key as usize]
                         .as_mut()
                         .expect("a waiter is pending");
@@ -95,9 +99,12 @@ impl Waiting {
             }
         });
         match claim {
-            Claim::Waiting => Poll::Pending,
-            Claim::Granted { generation } => {
-                let waited = Duration::from_nanos(now.saturating_sub(self.since));
+            Claim::Waiting | Claim::Asleep => Poll::Pending,
+            Claim::Granted {
+                generation,
+                granted,
+            } => {
+                let waited = Duration::from_nanos(granted.saturating_sub(self.since));
                 debug!(domain = %self.shared.domain, job = self.id, kind = %self.want.kind(), ?waited, "job granted");
                 let (shared, id) = (self.shared.clone(), self.id);
                 Poll::Ready(Ok(Held {
@@ -177,7 +184,7 @@ mod tests {
     struct Bell(std::sync::atomic::AtomicUsize);
 
     impl ArcWake for Bell {
-        fn wake_by_ref(bell: &std::sync::Arc<Self>) {
+        fn wake_by_ref(bell: &Arc<Self>) {
             bell.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
     }
@@ -198,7 +205,7 @@ mod tests {
     #[test]
     fn a_waiter_whose_grant_was_taken_back_keeps_its_age_and_is_woken_again() {
         let domain = Scheduler::new("d");
-        let bell = std::sync::Arc::new(Bell::default());
+        let bell = Arc::new(Bell::default());
         let waker = waker(bell.clone());
         let mut cx = Context::from_waker(&waker);
         let begin = |owner| {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Label(Text);
 
+/// Two words: a thin `Arc` lies where the literal has its length.
 #[derive(Clone)]
 enum Text {
     Literal(&'static str),
-    Shared(Arc<str>),
+    Shared(Arc<Box<str>>),
 }
 
 impl Deref for Label {
@@ -33,13 +34,13 @@ impl From<&'static str> for Label {
 
 impl From<String> for Label {
     fn from(text: String) -> Self {
-        Self(Text::Shared(text.into()))
+        Self(Text::Shared(Arc::new(text.into_boxed_str())))
     }
 }
 
 impl From<Arc<str>> for Label {
     fn from(text: Arc<str>) -> Self {
-        Self(Text::Shared(text))
+        Self(Text::Shared(Arc::new((*text).into())))
     }
 }
 
@@ -72,5 +73,21 @@ impl fmt::Debug for Label {
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_two_words_however_it_was_made() {
+        assert_eq!(size_of::<Label>(), 2 * size_of::<usize>());
+        let made = [
+            Label::from("web"),
+            "web".to_owned().into(),
+            Arc::<str>::from("web").into(),
+        ];
+        assert!(made.iter().all(|label| label == "web"));
     }
 }

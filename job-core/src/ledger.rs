@@ -2,7 +2,6 @@
 //!
 //! Follows what the slots decided; decides nothing. No lock and no clock: the time is handed in.
 
-use std::collections::VecDeque;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use crate::error::{BeginError, Gone, GoneWhy, Holder};
 use crate::kind::Kind;
 use crate::label::Label;
 use crate::progress::Tracker;
-use crate::slots::{Admission, Effects, KEPT, Key, Limits, Refusal, SlotName, Slots, Tick, Want};
+use crate::slots::{Admission, Effects, Key, Limits, Refusal, SlotName, Slots, Tick, Want};
 use crate::snapshot::{Finished, Held as HeldPicture, Outcome};
 use crate::token::{Stop, Token};
 
@@ -18,7 +17,7 @@ use crate::token::{Stop, Token};
 /// moment, since it keeps its age; a busy runtime polls within milliseconds.
 const UNCLAIMED: Duration = Duration::from_secs(1);
 /// How many finished jobs are remembered.
-const HISTORY: usize = 32;
+const HISTORY: u8 = 32;
 
 pub(crate) const SLOTS: [SlotName; 3] = [SlotName::Normal, SlotName::Async, SlotName::Agent];
 
@@ -29,7 +28,9 @@ pub(crate) struct Ledger {
     pub(crate) running: [Option<Running>; 3],
     /// What the slots need not know about those who wait, by key.
     pub(crate) pending: Vec<Option<Pending>>,
-    pub(crate) history: VecDeque<Ended>,
+    /// A ring: once it is full, `oldest` is the next to be overwritten.
+    history: Vec<Ended>,
+    oldest: u8,
     /// The last generation that ended, how and when.
     pub(crate) ended: Option<Box<(Gone, Tick)>>,
     /// Whether this domain is on the overdue list.
@@ -38,7 +39,6 @@ pub(crate) struct Ledger {
 
 pub(crate) struct Running {
     pub(crate) owner: Label,
-    pub(crate) began: Tick,
     pub(crate) waited: Tick,
     /// Most jobs never say anything of themselves, and ten thousand idle domains should not pay for those that do.
     pub(crate) told: Option<Box<Told>>,
@@ -72,13 +72,47 @@ pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
 }
 
-/// What is left to do once the lock is released.
+/// What is left to do once the lock is released. Most calls leave nothing, most others one waker: neither allocates.
 #[derive(Default)]
 pub(crate) struct After {
-    pub(crate) wakers: [Option<Waker>; 3],
-    pub(crate) more: Vec<Waker>,
-    pub(crate) stops: Vec<(Token, Stop)>,
-    pub(crate) list: bool,
+    waker: Option<Waker>,
+    more: Vec<Deed>,
+}
+
+enum Deed {
+    Wake(Waker),
+    Fire(Token, Stop),
+}
+
+impl After {
+    pub(crate) fn wake(&mut self, waker: Option<Waker>) {
+        match waker {
+            Some(waker) if self.waker.is_none() => self.waker = Some(waker),
+            Some(waker) => self.more.push(Deed::Wake(waker)),
+            None => {}
+        }
+    }
+
+    pub(crate) fn fire(&mut self, token: Token, stop: Stop) {
+        self.more.push(Deed::Fire(token, stop));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waker.is_none() && self.more.is_empty()
+    }
+
+    /// Runs others' code: no lock may be held.
+    pub(crate) fn run(self) {
+        for deed in self.more {
+            match deed {
+                Deed::Wake(waker) => waker.wake(),
+                Deed::Fire(token, stop) => token.fire(stop),
+            }
+        }
+        if let Some(waker) = self.waker {
+            waker.wake();
+        }
+    }
 }
 
 impl Ledger {
@@ -87,7 +121,8 @@ impl Ledger {
             slots: Slots::new(limits),
             running: [const { None }; 3],
             pending: Vec::new(),
-            history: VecDeque::new(),
+            history: Vec::new(),
+            oldest: 0,
             ended: None,
             listed: false,
         }
@@ -98,16 +133,17 @@ impl Ledger {
         &mut self,
         want: Want,
         owner: &Label,
-        flow: u64,
+        flow: Option<u64>,
         now: Tick,
-    ) -> Result<(u64, u64, Admission), BeginError> {
-        match self.slots.request(want, flow) {
+        after: &mut After,
+    ) -> Result<(u64, u64, Admission), Box<BeginError>> {
+        self.reclaim(now, after);
+        match self.slots.request(want, flow, now) {
             Ok((id, admission)) => {
                 match admission {
                     Admission::Granted => {
                         let running = Running {
                             owner: owner.clone(),
-                            began: now,
                             waited: 0,
                             told: None,
                         };
@@ -127,19 +163,24 @@ impl Ledger {
                 }
                 Ok((id, self.slots.generation(), admission))
             }
-            Err(refusal) => Err(match refusal {
-                Refusal::Closed => BeginError::Closed,
-                Refusal::WouldDeadlock(held) => BeginError::WouldDeadlock {
-                    wanted: want.kind(),
-                    held,
-                },
-                Refusal::Gone => self.gone(self.slots.generation().saturating_sub(1)).into(),
-                Refusal::QueueFull { waiting } => BeginError::QueueFull {
-                    wanted: want.kind(),
-                    waiting: waiting as usize,
-                    holder: self.blocker(want, now),
-                },
-            }),
+            Err(refusal) => Err(Box::new(self.refuse(refusal, want, now))),
+        }
+    }
+
+    #[cold]
+    fn refuse(&self, refusal: Refusal, want: Want, now: Tick) -> BeginError {
+        match refusal {
+            Refusal::Closed => BeginError::Closed,
+            Refusal::WouldDeadlock(held) => BeginError::WouldDeadlock {
+                wanted: want.kind(),
+                held,
+            },
+            Refusal::Gone => self.gone(self.slots.generation().saturating_sub(1)).into(),
+            Refusal::QueueFull { waiting } => BeginError::QueueFull {
+                wanted: want.kind(),
+                waiting: waiting as usize,
+                holder: self.blocker(want, now),
+            },
         }
     }
 
@@ -154,34 +195,32 @@ impl Ledger {
                 let owner = pending.owner.clone();
                 self.running[index] = Some(Running {
                     owner,
-                    began: now,
                     waited,
                     told: None,
                 });
-                after.wakers[index] = pending.waker.take();
+                after.wake(pending.waker.take());
             } else if self.slots.slot(name).is_none() {
                 self.running[index] = None;
             }
         }
         for key in effects.failed {
             if let Some(pending) = &mut self.pending[key as usize] {
-                after.more.extend(pending.waker.take());
+                after.wake(pending.waker.take());
             }
         }
     }
 
-    /// Takes back grants that nobody picked up in time. Costs three comparisons where there are none.
+    /// Takes back grants that nobody picked up in time. Costs one comparison where nobody waits.
     pub(crate) fn reclaim(&mut self, now: Tick, after: &mut After) -> u32 {
+        if self.slots.is_quiet() {
+            return 0;
+        }
         let Some(limit) = now.checked_sub(UNCLAIMED.as_nanos() as Tick) else {
             return 0;
         };
         let mut effects = Effects::default();
         let taken = self.slots.reclaim(limit, now, &mut effects);
         if taken > 0 {
-            // A second grant of one slot in one call must not lose the waker of the first.
-            after
-                .more
-                .extend(after.wakers.iter_mut().filter_map(Option::take));
             self.settle(effects, now, after);
         }
         taken
@@ -206,7 +245,7 @@ impl Ledger {
                     owner: running.owner,
                     generation: slot.generation,
                     waited: running.waited,
-                    began: running.began,
+                    began: slot.granted,
                     at: now,
                     phase: running.told.and_then(|told| told.phase),
                     outcome: Outcome::Evicted,
@@ -221,15 +260,23 @@ impl Ledger {
     }
 
     pub(crate) fn remember(&mut self, ended: Ended) {
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
+        if self.history.len() < HISTORY.into() {
+            self.history.push(ended);
+        } else {
+            self.history[usize::from(self.oldest)] = ended;
+            self.oldest = (self.oldest + 1) % HISTORY;
         }
-        self.history.push_back(ended);
+    }
+
+    /// The finished jobs, oldest first.
+    pub(crate) fn history(&self) -> impl Iterator<Item = &Ended> {
+        let (newer, older) = self.history.split_at(self.oldest.into());
+        older.iter().chain(newer)
     }
 
     pub(crate) fn forget(&mut self, key: Key) -> Option<Pending> {
         let pending = self.pending[key as usize].take();
-        if self.slots.is_quiet() && self.pending.len() > KEPT {
+        if self.slots.is_quiet() {
             self.pending = Vec::new();
         }
         pending
@@ -276,7 +323,7 @@ impl Ledger {
                 owner: running.owner.clone(),
                 phase: told.and_then(|told| told.phase.clone()),
                 command: command.and_then(|told| told.command.clone()),
-                held: Duration::from_nanos(now.saturating_sub(running.began)),
+                held: Duration::from_nanos(now.saturating_sub(slot.granted)),
             },
             waited: Duration::from_nanos(running.waited),
             progress: told.and_then(|told| told.tracker.picture(now)),

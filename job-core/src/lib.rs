@@ -22,6 +22,20 @@
 //! The rules are those of libvirt's threading document for its QEMU driver; where that asks reviewers to watch, this
 //! crate has types, and what types cannot carry is walked exhaustively (`tests/walk.rs`).
 //!
+//! # In five minutes
+//!
+//! One [`Scheduler`] a guest. Whoever wants something of it opens a [`Caller`] with a name for people to read, and begins
+//! one job, which consumes the caller:
+//!
+//! | to | begin | and hold |
+//! |---|---|---|
+//! | read or change the guest | [`Caller::begin`] with a [`JobKind`] | a [`Job`] |
+//! | ask the guest's agent | [`Caller::begin_agent`] | an [`AgentJob`] |
+//! | save, migrate, back up | [`Caller::begin_async`] | an [`AsyncJob`], and a [`NestedJob`] for each visit to the monitor |
+//!
+//! Functions that need the right take a borrow of the guard (`&impl `[`MonitorRight`]), or keep what it guards in a
+//! [`Guarded`]. Dropping the guard ends the job, and the next one in turn goes.
+//!
 //! ```
 //! # futures::executor::block_on(async {
 //! use job_core::{AsyncKind, BeginError, JobKind, Scheduler};
@@ -49,7 +63,8 @@
 //!
 //! First come, first served among those that may run; `Destroy`, then `Abort`, go first. A waiter that the mask holds back
 //! is not in the way of one behind it. A release wakes exactly those it grants. The cost of a grant does not grow with
-//! the queue.
+//! the queue. Why somebody waits is one call away: [`Scheduler::snapshot`] has the holder, its phase and command, the
+//! mask, and each waiter's place. An idle domain weighs half a kilobyte, its history apart (`benches/`).
 //!
 //! # When the guest dies
 //!

@@ -78,11 +78,7 @@ impl Scheduler {
     pub fn history(&self) -> Vec<Finished> {
         let now = now();
         let ledger = lock(&self.0.ledger);
-        ledger
-            .history
-            .iter()
-            .map(|ended| ended.picture(now))
-            .collect()
+        ledger.history().map(|ended| ended.picture(now)).collect()
     }
 
     /// Asks the job of that id to stop: fires its token. Needs no job and no mask.

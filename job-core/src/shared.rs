@@ -43,76 +43,85 @@ impl Shared {
     /// Runs `f` under the lock, and what it left to do after it.
     pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Ledger, &mut After) -> R) -> R {
         let mut after = After::default();
-        let result = {
-            let mut ledger = lock(&self.ledger);
-            let result = f(&mut ledger, &mut after);
-            if self.overdue.is_some() && !ledger.listed && ledger.slots.has_overdue() {
-                ledger.listed = true;
-                after.list = true;
-            }
-            result
-        };
-        if let (true, Some(overdue)) = (after.list, &self.overdue) {
+        let mut ledger = lock(&self.ledger);
+        let result = f(&mut ledger, &mut after);
+        let overdue = self
+            .overdue
+            .as_ref()
+            .filter(|_| !ledger.listed && ledger.slots.has_overdue());
+        ledger.listed |= overdue.is_some();
+        drop(ledger);
+        if let Some(overdue) = overdue {
             overdue.add(self);
         }
-        for (token, stop) in after.stops {
-            token.fire(stop);
-        }
-        for waker in after.wakers.into_iter().flatten().chain(after.more) {
-            waker.wake();
+        if !after.is_empty() {
+            after.run();
         }
         result
     }
 
     /// Asks for a job: granted at once, or a place in the queue.
-    pub(crate) fn request(self: &Arc<Self>, want: Want, owner: Label, flow: u64) -> Admitted {
+    pub(crate) fn request(
+        self: Arc<Self>,
+        want: Want,
+        owner: Label,
+        flow: Option<u64>,
+    ) -> Admitted {
         let now = now();
-        let answer = self.with(|ledger, after| {
-            ledger.reclaim(now, after);
-            ledger.admit(want, &owner, flow, now)
+        let answer = self.with(|ledger, after| ledger.admit(want, &owner, flow, now, after));
+        self.admitted(answer.map_err(|error| *error)?, want, &owner, now)
+    }
+
+    /// Asks for a part of the async job of that id: same owner, same flow.
+    pub(crate) fn request_part(self: &Arc<Self>, parent: u64, want: Want) -> Admitted {
+        let now = now();
+        let (answer, owner) = self.with(|ledger, after| {
+            let running = ledger.running[SlotName::Async as usize].as_ref();
+            let owner = running.map_or_else(|| "async".into(), |running| running.owner.clone());
+            let slot = ledger.slots.slot(SlotName::Async);
+            let flow = slot.filter(|slot| slot.id == parent).map(|slot| slot.flow);
+            (ledger.admit(want, &owner, flow, now, after), owner)
         });
-        self.admitted(answer?, want, &owner, now)
+        let answer = answer.map_err(|error| *error)?;
+        self.clone().admitted(answer, want, &owner, now)
     }
 
     /// Asks for a job that must be free now.
     pub(crate) fn try_request(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         want: Want,
         owner: Label,
-        flow: u64,
+        flow: Option<u64>,
     ) -> Result<Held, BeginError> {
         let now = now();
         let answer = self.with(|ledger, after| {
             ledger.reclaim(now, after);
             if ledger.slots.is_closed() || ledger.slots.could_start(want) {
-                ledger.admit(want, &owner, flow, now)
+                ledger.admit(want, &owner, flow, now, after)
             } else {
-                Err(BeginError::Busy {
+                Err(Box::new(BeginError::Busy {
                     wanted: want.kind(),
                     holder: ledger.blocker(want, now),
-                })
+                }))
             }
         });
-        self.admitted(answer?, want, &owner, now)?
-            .map_err(|_| BeginError::Busy {
-                wanted: want.kind(),
-                holder: lock(&self.ledger).blocker(want, now),
-            })
+        let answer = answer.map_err(|error| *error)?;
+        let admitted = self.admitted(answer, want, &owner, now)?;
+        Ok(admitted.unwrap_or_else(|_| unreachable!("what could start was granted")))
     }
 
     fn admitted(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         (id, generation, admission): (u64, u64, Admission),
         want: Want,
         owner: &Label,
         now: Tick,
     ) -> Admitted {
-        let shared = self.clone();
         match admission {
             Admission::Granted => {
                 debug!(domain = %self.domain, job = id, kind = %want.kind(), owner = %owner, "job granted");
                 Ok(Ok(Held {
-                    shared,
+                    shared: self,
                     id,
                     generation,
                     name: want.slot(),
@@ -122,7 +131,7 @@ impl Shared {
             }
             Admission::Queued(key) => {
                 debug!(domain = %self.domain, job = id, kind = %want.kind(), owner = %owner, "job waits");
-                Ok(Err(Waiting::new(shared, id, want, now, key)))
+                Ok(Err(Waiting::new(self, id, want, now, key)))
             }
         }
     }
@@ -132,17 +141,18 @@ impl Shared {
         let panicked = outcome == Outcome::Panicked;
         let told = self.with(|ledger, after| {
             let slot = ledger.slots.slot(name).filter(|slot| slot.id == id)?;
-            let (kind, generation) = (slot.want.kind(), slot.generation);
+            let (kind, generation, began) = (slot.want.kind(), slot.generation, slot.granted);
             let Running {
                 owner,
-                began,
                 waited,
                 mut told,
             } = ledger.running[name as usize].take()?;
             let mut effects = Effects::default();
             ledger.slots.release(name, id, now, &mut effects);
-            ledger.settle(effects, now, after);
-            ledger.reclaim(now, after);
+            if !ledger.slots.is_quiet() {
+                ledger.settle(effects, now, after);
+                ledger.reclaim(now, after);
+            }
             if kind != Kind::Nested {
                 let phase = told.as_mut().and_then(|told| told.phase.take());
                 ledger.remember(Ended {
@@ -199,19 +209,15 @@ impl Shared {
                 .iter()
                 .flatten()
                 .filter_map(|running| running.told.as_ref()?.token.clone());
-            after
-                .stops
-                .extend(tokens.map(|token| (token, stop.clone())));
-            ledger.admit(
-                Want::Normal(JobKind::Destroy),
-                &owner,
-                crate::Flow::new().id(),
-                now,
-            )
+            for token in tokens {
+                after.fire(token, stop.clone());
+            }
+            ledger.admit(Want::Normal(JobKind::Destroy), &owner, None, now, after)
         });
         debug!(domain = %self.domain, %why, "generation ended");
         let want = Want::Normal(JobKind::Destroy);
-        self.admitted(answer?, want, &owner, now)
+        let answer = answer.map_err(|error| *error)?;
+        self.clone().admitted(answer, want, &owner, now)
     }
 
     pub(crate) fn cancel(
@@ -239,7 +245,7 @@ impl Shared {
                     });
                 }
                 let token = told.token.get_or_insert_with(Token::new).clone();
-                after.stops.push((token, Stop::Cancelled(by)));
+                after.fire(token, Stop::Cancelled(by));
                 return Ok(id);
             }
             Err(CancelError::NotRunning)
@@ -325,24 +331,6 @@ impl Shared {
             phase,
             decided,
         })
-    }
-
-    pub(crate) fn owner(&self, name: SlotName, id: u64) -> Option<Label> {
-        let ledger = lock(&self.ledger);
-        ledger.slots.slot(name).filter(|slot| slot.id == id)?;
-        ledger.running[name as usize]
-            .as_ref()
-            .map(|running| running.owner.clone())
-    }
-
-    /// The flow of a holder, which its nested steps inherit.
-    pub(crate) fn flow(&self, name: SlotName, id: u64) -> u64 {
-        let ledger = lock(&self.ledger);
-        ledger
-            .slots
-            .slot(name)
-            .filter(|slot| slot.id == id)
-            .map_or(0, |slot| slot.flow)
     }
 
     /// One look of the timer: takes back what nobody picked up, evicts what outlived its guest. Answers whether to come again.

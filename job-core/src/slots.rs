@@ -9,12 +9,20 @@
 //!  agent   one holder; independent, so a silent guest blocks nobody else
 //! ```
 //!
-//! Invariants, each held by `tests/walk.rs`:
-//! 1. A waiter that could be granted is granted before the call returns.
-//! 2. Among the eligible waiters of a slot `Destroy` goes first, then `Abort`, then the oldest.
-//! 3. A closed domain has no waiters and grants nothing.
-//! 4. One flow never holds a normal and an agent job together, nor a second job beside its own async job.
-//! 5. While a guard of an ended generation holds a slot, no job of the new one shares it.
+//! Invariants, each checked after every transition of `tests/walk.rs`:
+//! 1. Nothing is granted that the table forbids: one holder a slot, beside an async job what its mask lets pass and its
+//!    own parts, no async job beside a normal one.
+//! 2. A waiter that could be granted is granted before the call returns.
+//! 3. Among the eligible waiters `Destroy` and `Thaw` go first, then `Abort`, then the oldest. One whose grant was taken
+//!    back keeps its age.
+//! 4. A closed domain has no waiters and grants nothing.
+//! 5. One flow holds one job, and beside its async job one part of it.
+//! 6. Beside a normal or async job of an ended generation no normal or async job of the new one runs.
+//! 7. Who stops waiting without having asked is told, by the call that did it: no wake-up is lost.
+//! 8. `Destroy` is reachable: it goes next once those that hold the domain end, are taken back or evicted.
+//! 9. A held slot belongs to a guard, or to a waiter that may still claim it.
+
+use std::num::NonZeroU64;
 
 use crate::kind::{AgentKind, AsyncKind, JobKind, Kind, KindSet};
 
@@ -25,9 +33,6 @@ pub(crate) type Tick = u64;
 
 const NONE: Key = Key::MAX;
 
-/// Places kept for waiters once nobody waits. A burst on one of ten thousand domains must not cost memory for ever.
-pub(crate) const KEPT: usize = 4;
-
 /// What a caller asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Want {
@@ -37,7 +42,7 @@ pub(crate) enum Want {
     /// An agent job; `within` names the async job that takes it for a moment.
     Agent {
         kind: AgentKind,
-        within: Option<u64>,
+        within: Option<NonZeroU64>,
     },
     Async(AsyncKind, KindSet),
 }
@@ -74,10 +79,10 @@ impl Want {
     }
 
     /// The async job this request is a part of.
-    const fn parent(self) -> Option<u64> {
+    fn parent(self) -> Option<u64> {
         match self {
             Self::Nested(parent) => Some(parent),
-            Self::Agent { within, .. } => within,
+            Self::Agent { within, .. } => within.map(NonZeroU64::get),
             Self::Normal(_) | Self::Async(..) => None,
         }
     }
@@ -161,8 +166,14 @@ pub(crate) enum Admission {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Claim {
-    Granted { generation: u64 },
+    Granted {
+        generation: u64,
+        /// When its turn came.
+        granted: Tick,
+    },
     Waiting,
+    /// Its grant was taken back; it waits again once it is [roused](Slots::rouse).
+    Asleep,
     Failed(Failure),
 }
 
@@ -182,8 +193,8 @@ pub(crate) struct Slot {
     pub(crate) generation: u64,
     /// The waiter that has not picked its grant up yet, else [`NONE`].
     unclaimed: Key,
-    /// When it was granted to that waiter.
-    granted: Tick,
+    /// When it was granted.
+    pub(crate) granted: Tick,
 }
 
 impl Slot {
@@ -219,11 +230,19 @@ struct Lane {
     tail: Key,
 }
 
+impl Lane {
+    const EMPTY: Self = Self {
+        head: NONE,
+        tail: NONE,
+    };
+}
+
 /// The whole state of one domain's scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Slots {
     held: [Option<Slot>; 3],
-    lanes: [Lane; lane::COUNT],
+    /// Empty while nobody waits, as `waiters` is: most of ten thousand domains are idle.
+    lanes: Vec<Lane>,
     /// One bit a lane that has waiters.
     busy: u16,
     closed: bool,
@@ -241,10 +260,7 @@ impl Slots {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             held: [const { None }; 3],
-            lanes: [Lane {
-                head: NONE,
-                tail: NONE,
-            }; lane::COUNT],
+            lanes: Vec::new(),
             busy: 0,
             closed: false,
             waiting: [0; 3],
@@ -283,20 +299,29 @@ impl Slots {
         self.next_id = self.next_id.max(used + 1);
     }
 
-    /// Asks for `want`. Granted at once, or queued under a key the caller must claim or withdraw.
-    pub(crate) fn request(&mut self, want: Want, flow: u64) -> Result<(u64, Admission), Refusal> {
+    /// Asks for `want`. Granted at once, or queued under a key the caller must claim or withdraw. Without a `flow` it is
+    /// one of its own, which holds nothing yet.
+    pub(crate) fn request(
+        &mut self,
+        want: Want,
+        flow: Option<u64>,
+        now: Tick,
+    ) -> Result<(u64, Admission), Refusal> {
         if self.closed {
             return Err(Refusal::Closed);
         }
         if want.parent().is_some_and(|parent| !self.runs(parent)) {
             return Err(Refusal::Gone);
         }
-        if let Some(held) = self.conflict(want, flow) {
+        if let Some(held) = flow.and_then(|flow| self.conflict(want, flow)) {
             return Err(Refusal::WouldDeadlock(held));
         }
+        let id = self.next_id;
+        // Handed-in flows count from below, ids from above: they never meet.
+        let flow = flow.unwrap_or(!id);
         if self.open() & 1 << want.lane() != 0 {
-            let id = self.take_id();
-            self.hold(id, flow, want, NONE, 0);
+            self.next_id += 1;
+            self.hold(id, flow, want, NONE, now);
             return Ok((id, Admission::Granted));
         }
         let class = want.slot() as usize;
@@ -305,7 +330,7 @@ impl Slots {
                 waiting: self.waiting[class],
             });
         }
-        let id = self.take_id();
+        self.next_id += 1;
         let key = self.insert(Waiter {
             id,
             flow,
@@ -323,13 +348,8 @@ impl Slots {
         !self.closed && self.open() & 1 << want.lane() != 0
     }
 
-    /// A waiter looks whether its turn came. One whose grant was taken back queues again, before those that came after it.
-    pub(crate) fn claim(&mut self, key: Key, now: Tick, effects: &mut Effects) -> Claim {
-        if self.waiter(key).state == State::Asleep {
-            self.waiter_mut(key).state = State::Queued;
-            self.link(key);
-            self.pump(now, effects);
-        }
+    /// A waiter looks whether its turn came.
+    pub(crate) fn claim(&mut self, key: Key) -> Claim {
         match self.waiter(key).state {
             State::Granted => {
                 let name = self.waiter(key).want.slot();
@@ -340,15 +360,24 @@ impl Slots {
                 slot.unclaimed = NONE;
                 Claim::Granted {
                     generation: slot.generation,
+                    granted: slot.granted,
                 }
             }
             State::Failed(failure) => {
                 self.remove(key);
                 Claim::Failed(failure)
             }
-            State::Queued | State::Asleep => Claim::Waiting,
+            State::Queued => Claim::Waiting,
+            State::Asleep => Claim::Asleep,
             State::Free => unreachable!("a waiter keeps its key until it claims or withdraws"),
         }
+    }
+
+    /// A waiter whose grant was taken back queues again, before those that came after it.
+    pub(crate) fn rouse(&mut self, key: Key, now: Tick, effects: &mut Effects) {
+        self.waiter_mut(key).state = State::Queued;
+        self.link(key);
+        self.pump(now, effects);
     }
 
     /// A waiter leaves. A grant it has not picked up goes to the next.
@@ -539,6 +568,9 @@ impl Slots {
 
     /// The waiter that goes next: first by rank, then by age.
     fn next_eligible(&self) -> Option<Key> {
+        if self.busy == 0 {
+            return None;
+        }
         let mut eligible = self.open() & self.busy;
         let mut best: Option<((u8, u64), Key)> = None;
         while eligible != 0 {
@@ -578,10 +610,7 @@ impl Slots {
                 effects.failed.push(key);
             }
         }
-        self.lanes = [Lane {
-            head: NONE,
-            tail: NONE,
-        }; lane::COUNT];
+        self.lanes = Vec::new();
         self.busy = 0;
         self.waiting = [0; 3];
     }
@@ -604,12 +633,6 @@ impl Slots {
             SlotName::Async => self.limits.asynchronous,
             SlotName::Agent => self.limits.agent,
         }
-    }
-
-    fn take_id(&mut self) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        id
     }
 
     fn waiter(&self, key: Key) -> &Waiter {
@@ -640,8 +663,9 @@ impl Slots {
         waiter.next = free;
         self.free = key;
         self.live -= 1;
-        if self.live == 0 && self.waiters.len() > KEPT {
+        if self.live == 0 {
             self.waiters = Vec::new();
+            self.lanes = Vec::new();
             self.free = NONE;
         }
     }
@@ -655,6 +679,9 @@ impl Slots {
     fn link(&mut self, key: Key) {
         let Waiter { id, want, .. } = *self.waiter(key);
         let lane = want.lane();
+        if self.lanes.is_empty() {
+            self.lanes = vec![Lane::EMPTY; lane::COUNT];
+        }
         let tail = self.lanes[lane].tail;
         let (prev, next) = if tail == NONE || self.waiter(tail).id < id {
             (tail, NONE)

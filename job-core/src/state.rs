@@ -31,16 +31,47 @@ use crate::sync::{Arc, Mutex, lock};
 ///
 /// let domain = Scheduler::new("web");
 /// let memory = Guarded::new(&domain, 512);
-/// memory.change(|memory| *memory = 1024);
+/// memory.change(|memory: &mut i32| *memory = 1024);
 /// ```
 ///
-/// And nothing can wait while it is locked, since a plain closure cannot:
+/// A task may change it and wait, one after the other:
+///
+/// ```
+/// use job_core::{ChangeError, Guarded, Job};
+/// # async fn elsewhere() {}
+/// # fn spawn(_task: impl Future<Output = Result<(), ChangeError>> + Send + 'static) {}
+///
+/// fn resize(memory: Guarded<u64>, job: Job) {
+///     spawn(async move {
+///         memory.change(&job, |memory| *memory = 1024)?;
+///         elsewhere().await;
+///         Ok(())
+///     });
+/// }
+/// ```
+///
+/// It cannot wait while it has it, since a plain closure cannot:
 ///
 /// ```compile_fail,E0728
+/// use job_core::{ChangeError, Guarded, Job};
 /// # async fn elsewhere() {}
-/// # async fn example(memory: job_core::Guarded<u64>, job: job_core::Job) {
-/// memory.change(&job, |memory| { elsewhere().await; *memory = 1024 });
-/// # }
+/// # fn spawn(_task: impl Future<Output = Result<(), ChangeError>> + Send + 'static) {}
+///
+/// fn resize(memory: Guarded<u64>, job: Job) {
+///     spawn(async move {
+///         memory.change(&job, |memory| { elsewhere().await; *memory = 1024 })?;
+///         Ok(())
+///     });
+/// }
+/// ```
+///
+/// Nor can it carry the borrow out of the closure:
+///
+/// ```compile_fail
+/// fn resize(memory: job_core::Guarded<u64>, job: job_core::Job) {
+///     let kept = memory.change(&job, |memory| memory).unwrap();
+///     *kept = 1024;
+/// }
 /// ```
 pub struct Guarded<T> {
     scheduler: Scheduler,

@@ -30,19 +30,67 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::schema::Typed;
+
+mod bitmap;
 mod block;
+mod block_change;
+mod block_job;
+mod chardev;
+mod cpu;
 mod device;
+mod dirty_rate;
+mod display;
 mod dump;
+mod export;
 mod fd;
 mod job;
 mod machine;
+mod media;
+mod memory;
 mod migration;
+mod net;
+mod qom;
 mod run_state;
 mod session;
+mod snapshot;
+mod stats;
 mod yank;
 
-pub use self::{block::*, device::*, dump::*, fd::*, job::*, machine::*, migration::*};
-pub use self::{run_state::*, session::*, yank::*};
+pub use self::{
+    bitmap::*, block::*, block_change::*, block_job::*, chardev::*, cpu::*, device::*,
+    dirty_rate::*, display::*, dump::*, export::*, fd::*, job::*, machine::*, media::*, memory::*,
+    migration::*, net::*, qom::*, run_state::*, session::*, snapshot::*, stats::*, yank::*,
+};
+
+/// Every typed command. An area that is forgotten here has a table that nobody reads, and the
+/// compiler says so.
+pub(crate) const ALL: &[&[Typed]] = &[
+    bitmap::ALL,
+    block::ALL,
+    block_change::ALL,
+    block_job::ALL,
+    chardev::ALL,
+    cpu::ALL,
+    device::ALL,
+    dirty_rate::ALL,
+    display::ALL,
+    dump::ALL,
+    export::ALL,
+    fd::ALL,
+    job::ALL,
+    machine::ALL,
+    media::ALL,
+    memory::ALL,
+    migration::ALL,
+    net::ALL,
+    qom::ALL,
+    run_state::ALL,
+    session::ALL,
+    snapshot::ALL,
+    stats::ALL,
+    yank::ALL,
+];
 
 /// A command of QMP: its arguments are the value itself.
 pub trait Command: Serialize + Send + Sync {
@@ -54,25 +102,114 @@ pub trait Command: Serialize + Send + Sync {
     type Reply: DeserializeOwned;
 }
 
+/// A command is sent by reference where it is needed again, to find out what became of it.
+impl<C: Command> Command for &C {
+    const NAME: &'static str = C::NAME;
+    const OOB: bool = C::OOB;
+    type Reply = C::Reply;
+}
+
 /// A reply that says nothing but "done".
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Empty {}
 
-/// Ties a struct to its name and reply.
-macro_rules! command {
-    ($type:ty, $name:literal) => {
-        command!($type, $name, crate::command::Empty);
+/// The table of an area: ties each command to its name and reply. What is not in a table is no
+/// command, so whatever walks the tables, as the check against a live schema does, misses none.
+macro_rules! commands {
+    ($($type:ty => $name:literal $(-> $reply:ty)? $([$constant:ident])?,)+) => {
+        $(
+            impl crate::command::Command for $type {
+                const NAME: &'static str = $name;
+                $(const $constant: bool = true;)?
+                type Reply = crate::command::commands!(@reply $($reply)?);
+            }
+        )+
+
+        pub(super) const ALL: &[crate::schema::Typed] = &[
+            $(crate::schema::Typed::command::<$type>(),)+
+        ];
     };
-    ($type:ty, $name:literal, $reply:ty $(, $constant:ident)?) => {
-        impl crate::command::Command for $type {
-            const NAME: &'static str = $name;
-            $(const $constant: bool = true;)?
-            type Reply = $reply;
+    (@reply) => { crate::command::Empty };
+    (@reply $reply:ty) => { $reply };
+}
+use commands;
+
+/// Commands without arguments.
+macro_rules! plain {
+    ($($(#[$meta:meta])* $type:ident,)+) => {
+        $(
+            $(#[$meta])*
+            #[derive(Clone, Copy, Debug, Default, serde::Deserialize, serde::Serialize)]
+            pub struct $type;
+        )+
+    };
+}
+use plain;
+
+/// A struct of members that must be given and, behind `optional`, of those that may: the former
+/// are what `new` takes, each of the latter is set by a method of its name. `optional` alone: all may.
+macro_rules! arguments {
+    ($(#[$meta:meta])* $type:ident {
+        $($(#[$must_meta:meta])* $must:ident: $must_type:ty,)+
+    } $(optional { $($(#[$may_meta:meta])* $may:ident: $may_type:ty,)+ })?) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
+        #[non_exhaustive]
+        #[serde(rename_all = "kebab-case")]
+        pub struct $type {
+            $($(#[$must_meta])* pub $must: $must_type,)+
+            $($($(#[$may_meta])*
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub $may: Option<$may_type>,)+)?
+        }
+
+        impl $type {
+            /// With what must be given.
+            #[must_use]
+            pub fn new($($must: impl Into<$must_type>),+) -> Self {
+                Self {
+                    $($must: $must.into(),)+
+                    $($($may: None,)+)?
+                }
+            }
+
+            $($(
+                #[doc = concat!("Sets `", stringify!($may), "`.")]
+                #[must_use]
+                pub fn $may(mut self, $may: impl Into<$may_type>) -> Self {
+                    self.$may = Some($may.into());
+                    self
+                }
+            )+)?
+        }
+    };
+    ($(#[$meta:meta])* $type:ident optional {
+        $($(#[$may_meta:meta])* $may:ident: $may_type:ty,)+
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+        #[non_exhaustive]
+        #[serde(rename_all = "kebab-case")]
+        pub struct $type {
+            $($(#[$may_meta])*
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub $may: Option<$may_type>,)+
+        }
+
+        impl $type {
+            $(
+                #[doc = concat!("Sets `", stringify!($may), "`.")]
+                #[must_use]
+                pub fn $may(mut self, $may: impl Into<$may_type>) -> Self {
+                    self.$may = Some($may.into());
+                    self
+                }
+            )+
         }
     };
 }
-use command;
+use arguments;
 
 /// An enum of names that keeps those it does not know.
 macro_rules! open_enum {
@@ -121,7 +258,7 @@ macro_rules! open_enum {
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
                 struct Name;
-                impl serde::de::Visitor<'_> for Name {
+                impl<'de> serde::de::Visitor<'de> for Name {
                     type Value = $type;
 
                     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -131,8 +268,28 @@ macro_rules! open_enum {
                     fn visit_str<E>(self, name: &str) -> Result<$type, E> {
                         Ok(name.into())
                     }
+
+                    fn visit_enum<A: serde::de::EnumAccess<'de>>(
+                        self,
+                        input: A,
+                    ) -> Result<$type, A::Error> {
+                        let (name, rest) = input.variant_seed(self)?;
+                        serde::de::VariantAccess::unit_variant(rest)?;
+                        Ok(name)
+                    }
                 }
-                input.deserialize_str(Name)
+                impl<'de> serde::de::DeserializeSeed<'de> for Name {
+                    type Value = $type;
+
+                    fn deserialize<D: serde::Deserializer<'de>>(
+                        self,
+                        input: D,
+                    ) -> Result<$type, D::Error> {
+                        input.deserialize_str(self)
+                    }
+                }
+                // As an enum, so that whoever reads a type's shape learns the names it knows.
+                input.deserialize_enum(stringify!($type), &[$($name),+], Name)
             }
         }
     };

@@ -33,9 +33,14 @@ pub(crate) enum Failure {
         waited: Duration,
         sent: bool,
     },
+    /// Asked about afterwards: the command did nothing.
+    NotDone(Box<Self>),
     Unsettled {
         waited: Duration,
         orphans: usize,
+    },
+    NoEvent {
+        waited: Duration,
     },
     NoGreeting {
         waited: Duration,
@@ -137,6 +142,24 @@ pub enum Closed {
     Abandoned,
 }
 
+impl Failure {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused { .. } => ErrorKind::Refused,
+            Self::Unattributed { .. } => ErrorKind::Unattributed,
+            Self::TimedOut { .. } | Self::Unsettled { .. } | Self::NoEvent { .. } => {
+                ErrorKind::TimedOut
+            }
+            Self::NoGreeting { .. } | Self::NotQmp { .. } => ErrorKind::NotQmp,
+            Self::NotDone(first) => first.kind(),
+            Self::Closed { .. } => ErrorKind::Closed,
+            Self::Encode(_) | Self::ArgumentsNotObject => ErrorKind::Encode,
+            Self::Decode(_) => ErrorKind::Decode,
+            Self::Unsupported(_) => ErrorKind::Unsupported,
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn new(command: impl Into<Option<Cow<'static, str>>>, failure: Failure) -> Self {
         Self(Box::new(Facts {
@@ -173,19 +196,17 @@ impl Error {
         Self::new(command.into(), Failure::Closed { why, sent })
     }
 
+    /// The same, once it was found out that the command did nothing.
+    pub(crate) fn without_effect(mut self) -> Self {
+        let first = std::mem::replace(&mut self.0.failure, Failure::ArgumentsNotObject);
+        self.0.failure = Failure::NotDone(Box::new(first));
+        self
+    }
+
     /// What kind of failure this is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        match self.0.failure {
-            Failure::Refused { .. } => ErrorKind::Refused,
-            Failure::Unattributed { .. } => ErrorKind::Unattributed,
-            Failure::TimedOut { .. } | Failure::Unsettled { .. } => ErrorKind::TimedOut,
-            Failure::NoGreeting { .. } | Failure::NotQmp { .. } => ErrorKind::NotQmp,
-            Failure::Closed { .. } => ErrorKind::Closed,
-            Failure::Encode(_) | Failure::ArgumentsNotObject => ErrorKind::Encode,
-            Failure::Decode(_) => ErrorKind::Decode,
-            Failure::Unsupported(_) => ErrorKind::Unsupported,
-        }
+        self.0.failure.kind()
     }
 
     /// What the command may have done to the guest.
@@ -199,7 +220,9 @@ impl Error {
             Failure::Decode(_) => Effect::Done,
             Failure::TimedOut { sent: false, .. }
             | Failure::Closed { sent: false, .. }
+            | Failure::NotDone(_)
             | Failure::Unsettled { .. }
+            | Failure::NoEvent { .. }
             | Failure::NoGreeting { .. }
             | Failure::NotQmp { .. }
             | Failure::Encode(_)
@@ -285,10 +308,14 @@ impl fmt::Display for Error {
                     "waited {waited:.1?}, never sent because earlier commands hold the line"
                 )
             }
+            Failure::NotDone(_) => f.write_str("it was not answered, and was found not done"),
             Failure::Unsettled { waited, orphans } => write!(
                 f,
                 "waited {waited:.1?}, {orphans} commands whose callers left still run"
             ),
+            Failure::NoEvent { waited } => {
+                write!(f, "waited {waited:.1?}, the expected event did not come")
+            }
             Failure::NoGreeting { waited } => write!(
                 f,
                 "waited {waited:.1?} for a greeting; another client may hold this socket, or it is no QMP socket"

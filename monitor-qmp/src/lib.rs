@@ -67,16 +67,27 @@
     test,
     allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")
 )]
+#![expect(
+    unexpected_cfgs,
+    reason = "cargo-fuzz sets `fuzzing`, and only it opens the inside to its targets"
+)]
 
 pub mod command;
 mod error;
 mod event;
 mod events;
+mod expect;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod message;
 mod monitor;
 mod protocol;
 mod qmp;
+mod reconnect;
+mod rescue;
+mod schema;
+mod settle;
 mod shared;
 mod task;
 mod wire;
@@ -85,14 +96,22 @@ pub use crate::{
     command::Command,
     error::{Blame, Closed, Effect, Error, ErrorClass, ErrorKind},
     event::{
-        BlockIoError, BlockJob, DevicePath, DumpCompleted, Event, EventSink, GuestFault, JobChange,
-        MemorySize, PortChange, QmpEvent, Shutdown, ShutdownCause, Timestamp,
+        AcpiOst, BlockIoError, BlockJob, DevicePath, DisplayClients, DisplayEnd, DumpCompleted,
+        Event, EventSink, FailoverDevice, GuestFault, ImageCorrupted, JobChange, MemoryFailure,
+        MemoryFailureFlags, MemorySize, NicChanged, PortChange, PrManager, QmpEvent, RdmaGid,
+        Shutdown, ShutdownCause, StreamConnected, StreamDisconnected, Timestamp, TrayMoved,
+        WriteThreshold,
     },
     events::{EventQueue, Events, Notice, events},
+    expect::Expected,
     frame::Limits,
     monitor::{Monitor, Options},
     protocol::Counters,
     qmp::{Deadline, Greeting, Health, Lane, Qmp, Release, Reply, Request, Version},
+    reconnect::{Dial, Followed, Patience, Reconnect},
+    rescue::Diagnosis,
+    schema::{Difference, DifferenceKind, Schema},
+    settle::{Outcome, Settle, Settled},
     wire::{MAX_FDS, NoFds, Wire},
 };
 

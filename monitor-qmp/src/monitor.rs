@@ -23,11 +23,13 @@ use tokio::{
 use crate::{
     command::{Command, QmpCapabilities},
     error::{Closed, Error, Failure},
-    event::EventSink,
+    event::{Event, EventSink},
+    expect::{Expected, Filter},
     frame::Limits,
     message,
     protocol::{Counters, Order},
     qmp::{Deadline, Greeting, Health, Lane, Qmp, Reply, Request},
+    settle::{Outcome, Settle, Settled},
     shared::Shared,
     task::Task,
     wire::{MAX_FDS, Wire},
@@ -227,6 +229,39 @@ impl Monitor {
         qmp.execute_raw(name, arguments, deadline).await
     }
 
+    /// Finds out what became of a command whose [`effect`](Error::effect) is unknown; what is asked
+    /// stands with [`Settle`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the question changes nothing.
+    pub async fn settle<C: Settle>(&self, command: &C, deadline: Deadline) -> Settled {
+        let qmp: &dyn Qmp = self;
+        qmp.settle(command, deadline).await
+    }
+
+    /// Sends a command once and, if its answer does not come by `deadline`, asks until `patience`
+    /// what became of it. Never sends it twice.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute): with [`Effect::Unknown`](crate::Effect::Unknown) only if
+    /// asking did not tell either; if it told that it was not done, with
+    /// [`Effect::None`](crate::Effect::None).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`call`](Self::call).
+    pub async fn execute_settled<C: Settle>(
+        &self,
+        command: &C,
+        deadline: Deadline,
+        patience: Deadline,
+    ) -> Result<Outcome<C::Reply>, Error> {
+        let qmp: &dyn Qmp = self;
+        qmp.execute_settled(command, deadline, patience).await
+    }
+
     /// Waits until no command whose caller left is outstanding.
     ///
     /// Who is about to change the guest waits here first: else it acts on a guest that an
@@ -262,6 +297,29 @@ impl Monitor {
             }
         };
         Err(Error::new(None, failure))
+    }
+
+    /// Waits for an event that a command will cause, armed before the command is written.
+    ///
+    /// The first event from now on for which `filter` says yes is kept for the caller; the
+    /// connection's [`EventSink`] sees it as well, and before. `filter` runs in the task that
+    /// reads, so it must be quick.
+    ///
+    /// ```
+    /// use monitor_qmp::{Deadline, Error, Monitor, QmpEvent, command::*};
+    ///
+    /// async fn unplug(monitor: &Monitor, id: &'static str, deadline: Deadline) -> Result<(), Error> {
+    ///     let mut gone = monitor.expect_event(move |event| match event.typed() {
+    ///         QmpEvent::DeviceDeleted(path) => path.device.as_deref() == Some(id),
+    ///         _ => false,
+    ///     });
+    ///     monitor.execute(DeviceDel::new(id), deadline).await?;
+    ///     gone.wait(deadline).await?; // also if it came before the reply
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn expect_event(&self, filter: impl FnMut(&Event) -> bool + Send + 'static) -> Expected {
+        self.0.shared.expectations.arm(Box::new(filter))
     }
 
     /// How the connection does.
@@ -401,6 +459,10 @@ impl Qmp for Monitor {
 
     async fn settled(&self, deadline: Deadline) -> Result<(), Error> {
         Self::settled(self, deadline).await
+    }
+
+    fn arm(&self, filter: Filter) -> Expected {
+        self.0.shared.expectations.arm(filter)
     }
 
     fn health(&self) -> Health {

@@ -12,6 +12,8 @@ use serde_json::value::{RawValue, Value, to_raw_value};
 use crate::{
     command::Command,
     error::{Closed, Error, Failure},
+    event::Event,
+    expect::Expected,
 };
 
 /// Until when a call may take, on tokio's clock.
@@ -193,6 +195,13 @@ pub trait Qmp: Send + Sync {
     /// Cancel safe.
     async fn settled(&self, deadline: Deadline) -> Result<(), Error>;
 
+    /// Arms a wait for an event; [`Monitor::expect_event`](crate::Monitor::expect_event) tells
+    /// how. Whoever wraps a monitor passes it on; unless overridden, waiting is refused.
+    fn arm(&self, filter: Box<dyn FnMut(&Event) -> bool + Send>) -> Expected {
+        drop(filter);
+        Expected::never()
+    }
+
     /// How the connection does.
     fn health(&self) -> Health;
 
@@ -208,6 +217,12 @@ pub trait Qmp: Send + Sync {
 }
 
 impl dyn Qmp + '_ {
+    /// Waits for an event that a command will cause; see
+    /// [`Monitor::expect_event`](crate::Monitor::expect_event).
+    pub fn expect_event(&self, filter: impl FnMut(&Event) -> bool + Send + 'static) -> Expected {
+        self.arm(Box::new(filter))
+    }
+
     /// Sends a typed command and waits for its typed reply.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     error::{Closed, ErrorClass, Failure},
+    expect::Expectations,
     protocol::{Departure, Order, Protocol},
     qmp::{Deadline, Reply},
 };
@@ -41,6 +42,7 @@ pub(crate) type Waiter = oneshot::Sender<Outcome>;
 /// What handles and task share: the protocol under a lock that nobody holds across a wait.
 pub(crate) struct Shared {
     protocol: Mutex<Protocol<Waiter>>,
+    pub(crate) expectations: Expectations,
     /// There is something for the task to do.
     pub(crate) work: Notify,
     /// Orphans or the end may have changed.
@@ -51,6 +53,7 @@ impl Shared {
     pub(crate) fn new(first_id: u64) -> Self {
         Self {
             protocol: Mutex::new(Protocol::new(first_id)),
+            expectations: Expectations::default(),
             work: Notify::new(),
             changed: Notify::new(),
         }

@@ -106,7 +106,7 @@ impl<S: Wire, K: EventSink> Task<S, K> {
                         timestamp,
                     }) => {
                         self.sequence += 1;
-                        self.ending.sink.event(Event {
+                        self.ending.event(Event {
                             name: name.into_owned(),
                             data: data.map(ToOwned::to_owned),
                             timestamp,
@@ -310,7 +310,7 @@ impl<K: EventSink> Ending<K> {
                 timestamp,
             } => {
                 self.shared.lock().heard();
-                self.sink.event(Event {
+                self.event(Event {
                     name: name.into_owned(),
                     data: data.map(ToOwned::to_owned),
                     timestamp,
@@ -356,6 +356,17 @@ impl<K: EventSink> Ending<K> {
         }
     }
 
+    /// To the sink, then to those who wait for it.
+    fn event(&mut self, event: Event) {
+        let met = self.shared.expectations.met_by(&event);
+        let copies: Vec<_> = met.iter().map(|_| event.clone()).collect();
+        self.sink.event(event);
+        for (waiter, copy) in met.into_iter().zip(copies) {
+            // Whoever waited may have left in this very moment.
+            let _ = waiter.send(copy);
+        }
+    }
+
     fn reply(&self, id: Id, refused: bool) -> Addressee<Waiter> {
         let mut protocol = self.shared.lock();
         protocol.heard();
@@ -377,6 +388,7 @@ impl<K: EventSink> Drop for Ending<K> {
         if self.live && !std::thread::panicking() {
             self.sink.closed(&self.why);
         }
+        self.shared.expectations.end(&self.why);
         for (waiter, sent) in waiting {
             let _ = waiter.send(Outcome::Closed {
                 why: self.why.clone(),

@@ -19,8 +19,8 @@ use std::{
 use futures::{StreamExt as _, future::join_all};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use monitor_qmp::{
-    Closed, Command, Deadline, Effect, ErrorClass, ErrorKind, Events, Health, Monitor, NoFds,
-    Notice, Options, QmpEvent, command::*, events,
+    Closed, Deadline, Diagnosis, Effect, ErrorClass, ErrorKind, Events, Health, Monitor, NoFds,
+    Notice, Options, Outcome, QmpEvent, Schema, Settled, command::*, events,
 };
 use serde_json::{Value, json};
 use tests::fault::{Faults, Faulty};
@@ -40,9 +40,9 @@ fn main() -> std::process::ExitCode {
     let tests = vec![
         trial("typed_replies_fit", &qemu, typed_replies_fit),
         trial(
-            "every_typed_command_exists_in_the_schema",
+            "every_type_agrees_with_the_live_schema",
             &qemu,
-            commands_exist,
+            types_agree_with_schema,
         ),
         trial(
             "run_state_events_precede_replies",
@@ -59,6 +59,21 @@ fn main() -> std::process::ExitCode {
             "a_rescue_passes_a_crowd_held_up_by_another_monitor",
             &qemu,
             rescue_passes,
+        ),
+        trial(
+            "yank_frees_a_main_loop_that_waits_for_a_dead_disk",
+            &qemu,
+            yank_frees,
+        ),
+        trial(
+            "a_command_overdue_in_a_busy_qemu_is_found_done_and_not_sent_twice",
+            &qemu,
+            overdue_is_settled,
+        ),
+        trial(
+            "an_event_before_the_reply_is_waited_for",
+            &qemu,
+            events_are_expected,
         ),
         trial("dropped_calls_disturb_no_other", &qemu, dropped_calls),
         trial(
@@ -90,6 +105,7 @@ fn main() -> std::process::ExitCode {
 /// A QEMU that ends with the test.
 struct Qemu {
     process: Child,
+    binary: PathBuf,
     folder: tempfile::TempDir,
 }
 
@@ -112,7 +128,11 @@ impl Qemu {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        Self { process, folder }
+        Self {
+            process,
+            binary: binary.clone(),
+            folder,
+        }
     }
 
     async fn dial(&self) -> UnixStream {
@@ -351,79 +371,20 @@ async fn typed_replies_fit(qemu: Qemu) {
     assert_eq!(raw["status"], "prelaunch");
 }
 
-async fn commands_exist(qemu: Qemu) {
-    fn facts<C: Command>() -> (&'static str, bool) {
-        (C::NAME, C::OOB)
-    }
+async fn types_agree_with_schema(qemu: Qemu) {
     let monitor = qemu.connect().await;
-    let schema = monitor.execute(QueryQmpSchema, soon()).await.unwrap();
-    let known = |name: &str| {
-        schema
-            .iter()
-            .find(|entry| entry.meta_type == "command" && entry.name == name)
-    };
-    for (name, oob) in [
-        facts::<QmpCapabilities>(),
-        facts::<QueryVersion>(),
-        facts::<QueryName>(),
-        facts::<QueryUuid>(),
-        facts::<QueryCommands>(),
-        facts::<QueryQmpSchema>(),
-        facts::<HumanMonitorCommand>(),
-        facts::<QomGet>(),
-        facts::<QomSet>(),
-        facts::<QueryStatus>(),
-        facts::<Cont>(),
-        facts::<Stop>(),
-        facts::<Quit>(),
-        facts::<SystemPowerdown>(),
-        facts::<SystemReset>(),
-        facts::<SystemWakeup>(),
-        facts::<QueryCpusFast>(),
-        facts::<QueryBalloon>(),
-        facts::<Balloon>(),
-        facts::<QueryChardev>(),
-        facts::<QueryBlock>(),
-        facts::<QueryBlockstats>(),
-        facts::<QueryNamedBlockNodes>(),
-        facts::<BlockdevAdd>(),
-        facts::<BlockdevDel>(),
-        facts::<QueryJobs>(),
-        facts::<QueryBlockJobs>(),
-        facts::<JobCancel>(),
-        facts::<JobDismiss>(),
-        facts::<JobComplete>(),
-        facts::<DeviceAdd>(),
-        facts::<DeviceDel>(),
-        facts::<ObjectAdd>(),
-        facts::<ObjectDel>(),
-        facts::<NetdevAdd>(),
-        facts::<NetdevDel>(),
-        facts::<SetLink>(),
-        facts::<Getfd>(),
-        facts::<Closefd>(),
-        facts::<AddFd>(),
-        facts::<RemoveFd>(),
-        facts::<QueryFdsets>(),
-        facts::<Migrate>(),
-        facts::<MigrateCancel>(),
-        facts::<MigrateContinue>(),
-        facts::<MigrateIncoming>(),
-        facts::<MigrateSetCapabilities>(),
-        facts::<MigrateSetParameters>(),
-        facts::<QueryMigrate>(),
-        facts::<QueryMigrateCapabilities>(),
-        facts::<MigratePause>(),
-        facts::<MigrateRecover>(),
-        facts::<MigrateStartPostcopy>(),
-        facts::<Yank>(),
-        facts::<QueryYank>(),
-        facts::<DumpGuestMemory>(),
-        facts::<QueryDump>(),
-    ] {
-        let entry = known(name).unwrap_or_else(|| panic!("this QEMU has no {name}"));
-        assert_eq!(entry.allow_oob, oob, "{name}");
-    }
+    let schema = Schema::ask(&monitor, soon()).await.unwrap();
+    let release = monitor.greeting().version.qemu;
+    let surprising: Vec<_> = schema
+        .compare()
+        .into_iter()
+        .filter(|difference| !difference.is_expected_of(release))
+        .map(|difference| difference.to_string())
+        .collect();
+    assert_eq!(surprising, [""; 0]);
+    assert!(schema.has_command("yank") && !schema.has_command("yonk"));
+    assert!(schema.has_event("STOP") && !schema.has_command("STOP"));
+    assert!(schema.has_argument("device_add", "driver"));
 }
 
 async fn events_precede_replies(qemu: Qemu) {
@@ -509,6 +470,93 @@ async fn rescue_passes(qemu: Qemu) {
     }
     sleeping.await.unwrap();
     assert!(crowd.await.iter().all(Result::is_ok));
+}
+
+/// The disk is served by another QEMU, which stops: reading hangs the main loop for all monitors.
+async fn yank_frees(qemu: Qemu) {
+    let server = Qemu::start(&qemu.binary);
+    let disk = server.connect().await;
+    let add = BlockdevAdd::new("null-co", "disk").with("size", 1 << 20);
+    disk.execute(add, soon()).await.unwrap();
+    let path = server.folder.path().join("nbd");
+    let path = path.to_str().unwrap().to_owned();
+    let address = SocketAddress::Unix { path: path.clone() };
+    disk.execute(NbdServerStart::new(address), soon())
+        .await
+        .unwrap();
+    disk.execute(
+        BlockExportAdd::new("nbd", "disk", "disk").with("writable", true),
+        soon(),
+    )
+    .await
+    .unwrap();
+
+    let monitor = qemu.connect().await;
+    let add = BlockdevAdd::new("nbd", "far")
+        .with("server", json!({"type": "unix", "path": path}))
+        .with("export", "disk");
+    monitor.execute(add, soon()).await.unwrap();
+    server.signal("-STOP");
+    let other = Monitor::connect(qemu.dial_at("other").await, Options::default(), (), soon());
+    let other = other.await.unwrap();
+    let read = HumanMonitorCommand::new("qemu-io far \"read 0 64k\"");
+    let mut reading = std::pin::pin!(monitor.execute(read, soon()));
+    let crowd = (0..20).map(|_| other.execute(QueryName, soon()));
+    let mut crowd = std::pin::pin!(join_all(crowd));
+    let shortly = Instant::now() + Duration::from_millis(500);
+    let diagnosis = tokio::select! {
+        biased;
+        _ = &mut reading => panic!("a stopped server was read from"),
+        _ = &mut crowd => panic!("the other monitor was not held up"),
+        diagnosis = other.diagnose(shortly) => diagnosis,
+    };
+    let Diagnosis::LinkDown(instances) = diagnosis else {
+        panic!("a dead disk looks like {diagnosis:?}")
+    };
+    let disk = YankInstance::BlockNode {
+        node_name: "far".to_owned(),
+    };
+    assert_eq!(instances, [disk]);
+    let yank = other.execute_oob(Yank { instances }, soon());
+    let (yanked, read) = tokio::join!(yank, &mut reading);
+    yanked.unwrap();
+    read.unwrap();
+    assert!(crowd.await.iter().all(Result::is_ok));
+    assert!(matches!(other.diagnose(soon()).await, Diagnosis::Fine));
+    server.signal("-CONT");
+}
+
+async fn overdue_is_settled(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    let add = BlockdevAdd::new("null-co", "slow");
+    monitor.execute(add, soon()).await.unwrap();
+    let sleep = HumanMonitorCommand::new("qemu-io slow \"sleep 1000\"");
+    let add = ObjectAdd::new("iothread").with("id", "io0");
+    let (slept, added) = tokio::join!(monitor.execute(sleep, soon()), async {
+        let shortly = Instant::now() + Duration::from_millis(200);
+        monitor.execute_settled(&add, shortly, soon()).await
+    });
+    slept.unwrap();
+    assert!(matches!(added, Ok(Outcome::Done)), "{added:?}");
+    assert_eq!(monitor.counters().late, 1);
+    let again = monitor.execute(&add, soon()).await.unwrap_err();
+    assert_eq!(again.effect(), Effect::Refused, "it is there already");
+    let del = ObjectDel::new("io0");
+    assert_eq!(monitor.settle(&del, soon()).await, Settled::NotDone);
+    monitor.execute(&del, soon()).await.unwrap();
+    assert_eq!(monitor.settle(&del, soon()).await, Settled::Done);
+}
+
+async fn events_are_expected(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    for _ in 0..20 {
+        let mut resumed = monitor.expect_event(|event| event.name == "RESUME");
+        monitor.execute(Cont, soon()).await.unwrap();
+        // It came before the reply: there is nothing left to wait for.
+        let now = Instant::now();
+        assert!(resumed.wait(now).await.is_ok());
+        monitor.execute(Stop, soon()).await.unwrap();
+    }
 }
 
 async fn dropped_calls(qemu: Qemu) {

@@ -266,6 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FakeGuest<S> {
                     Act::Wait(time) => tokio::time::sleep(time).await,
                     Act::Flood(bytes) => self.flood(bytes).await,
                     Act::HangUp => return,
+                    Act::Freeze(frozen) => table.set_frozen(frozen),
                     act => glued.extend(self.line(act)),
                 }
             }
@@ -303,7 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FakeGuest<S> {
             Act::Return(value) => json!({ "return": value }),
             Act::Refuse { class, desc } => json!({ "error": { "class": class, "desc": desc } }),
             Act::Raw(bytes) => return bytes,
-            Act::Wait(_) | Act::Flood(_) | Act::HangUp => return Vec::new(),
+            Act::Wait(_) | Act::Flood(_) | Act::Freeze(_) | Act::HangUp => return Vec::new(),
         };
         if let Some(id) = &self.id {
             answer["id"] = id.clone();

@@ -6,6 +6,7 @@
 mod harness;
 mod rig;
 
+mod agent;
 mod attach;
 mod bad_input;
 mod death;
@@ -22,10 +23,14 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
+    if let Some(code) = agent::freezer() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 10] = [
+    let modules: [(&str, harness::Tests); 11] = [
+        ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("death", death::TESTS),

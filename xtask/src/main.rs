@@ -8,6 +8,7 @@
 //!  demo bench test integration ci ── rig ─┬─ needs     what the machine must have; fetched if it can be
 //!                                         ├─ guest     kernel and initramfs
 //!                                         └─ plugins   the transports, built and staged
+//!  conformance new-transport              a transport plugin on its own, judged or begun
 //!  tidy                                   reads sources and cargo's metadata only
 //! ```
 #![cfg_attr(
@@ -21,16 +22,22 @@ use crate::error::Failure;
 
 mod bench;
 mod ci;
+mod conformance;
 mod demo;
 mod error;
+mod figures;
+mod fuzz;
 mod guest;
 mod integration;
 mod needs;
+mod new_transport;
 mod plugins;
+mod qmp_check;
 mod rig;
 mod run;
 mod test;
 mod tidy;
+mod verify;
 mod workspace;
 
 struct Task {
@@ -60,10 +67,40 @@ const TASKS: &[Task] = &[
         run: integration::run,
     },
     Task {
+        name: "verify",
+        arguments: "[job-core] [--short] [--mutants]",
+        about: "the explorations: states, interleavings, what was checked",
+        run: verify::run,
+    },
+    Task {
         name: "bench",
         arguments: "NAME [--short]",
         about: "measures one crate, ours beside the floor",
         run: bench::run,
+    },
+    Task {
+        name: "conformance",
+        arguments: "PATH.so|PATH.c TARGET [--short] [--unreachable TARGET]",
+        about: "the contract of a transport plugin, clause by clause",
+        run: conformance::run,
+    },
+    Task {
+        name: "new-transport",
+        arguments: "NAME",
+        about: "a transport plugin crate that builds and conforms, to be filled in",
+        run: new_transport::run,
+    },
+    Task {
+        name: "fuzz",
+        arguments: "TARGET [--seconds N|--runs N]",
+        about: "coverage-guided fuzzing of one parser or protocol machine",
+        run: fuzz::run,
+    },
+    Task {
+        name: "qmp-check",
+        arguments: "[QEMU...]",
+        about: "the typed commands and events against the live schema of each QEMU",
+        run: qmp_check::run,
     },
     Task {
         name: "ci",
@@ -162,9 +199,17 @@ mod tests {
             "test all",
             "bench",
             "bench a b",
+            "verify --fast",
+            "verify transport",
             "integration --qemu",
+            "conformance a.so",
+            "conformance a.so x:1 --fast",
+            "new-transport No_Name",
             "ci now",
             "tidy up",
+            "qmp-check --all",
+            "fuzz",
+            "fuzz monitor_frame --seconds soon",
         ] {
             let Err(Failure::Usage(text)) = dispatch(&words(line)) else {
                 panic!("accepted: {line}")

@@ -16,7 +16,13 @@ use serde_json::Value;
 use crate::error::Failure;
 use crate::{run, workspace};
 
-const PLUGINS: [&str; 3] = ["transport-unix", "transport-tcp", "transport-vsock"];
+const PLUGINS: [&str; 5] = [
+    "transport-unix",
+    "transport-tcp",
+    "transport-vsock",
+    "transport-vsock-unix",
+    "transport-template",
+];
 
 /// Builds all plugins and gives the folder that holds them.
 pub(crate) fn stage() -> Result<PathBuf, Failure> {
@@ -78,7 +84,7 @@ fn libraries(messages: &str) -> Vec<PathBuf> {
 }
 
 /// `wanted` if a daemon would load from there, else a folder under `/tmp`.
-fn folder(wanted: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn folder(wanted: &Path) -> Result<PathBuf, Failure> {
     let doubt = match safe(wanted) {
         Ok(folder) => return Ok(folder),
         Err(doubt) => doubt,
@@ -147,7 +153,7 @@ fn untrusted(path: &Path, me: u32) -> io::Result<Option<&Path>> {
 }
 
 /// Copies beside and renames over: a process that has the old library loaded keeps the old one.
-fn place(library: &Path, folder: &Path) -> io::Result<()> {
+pub(crate) fn place(library: &Path, folder: &Path) -> io::Result<()> {
     let name = library.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let draft = folder.join(format!(
         ".{}.{}",

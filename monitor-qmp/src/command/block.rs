@@ -3,12 +3,19 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{command, open_enum};
+use super::{commands, open_enum};
+
+commands! {
+    QueryBlock => "query-block" -> Vec<BlockDevice>,
+    QueryNamedBlockNodes => "query-named-block-nodes" -> Vec<BlockNode>,
+    QueryBlockstats => "query-blockstats" -> Vec<BlockStats>,
+    BlockdevAdd => "blockdev-add",
+    BlockdevDel => "blockdev-del",
+}
 
 /// The devices that have a disk.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryBlock;
-command!(QueryBlock, "query-block", Vec<BlockDevice>);
 
 /// One of [`QueryBlock`].
 #[derive(Clone, Debug, Deserialize)]
@@ -42,18 +49,13 @@ open_enum! {
 }
 
 /// The nodes of the block layer.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct QueryNamedBlockNodes {
     /// Leaves the images behind the images out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flat: Option<bool>,
 }
-command!(
-    QueryNamedBlockNodes,
-    "query-named-block-nodes",
-    Vec<BlockNode>
-);
 
 /// A node of the block layer.
 #[derive(Clone, Debug, Deserialize)]
@@ -77,6 +79,12 @@ pub struct BlockNode {
     pub write_threshold: u64,
 }
 
+impl BlockNode {
+    pub(crate) fn is(&self, node_name: &str) -> bool {
+        self.node_name.as_deref() == Some(node_name)
+    }
+}
+
 /// The image of a [`BlockNode`].
 #[derive(Clone, Debug, Deserialize)]
 #[non_exhaustive]
@@ -95,7 +103,7 @@ pub struct Image {
 }
 
 /// What was read and written.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct QueryBlockstats {
@@ -103,7 +111,6 @@ pub struct QueryBlockstats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub query_nodes: Option<bool>,
 }
-command!(QueryBlockstats, "query-blockstats", Vec<BlockStats>);
 
 /// One of [`QueryBlockstats`].
 #[derive(Clone, Debug, Deserialize)]
@@ -145,7 +152,7 @@ pub struct BlockCounters {
 }
 
 /// Adds a node.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockdevAdd {
@@ -157,7 +164,6 @@ pub struct BlockdevAdd {
     #[serde(flatten)]
     pub options: Map<String, Value>,
 }
-command!(BlockdevAdd, "blockdev-add");
 
 impl BlockdevAdd {
     /// A node without options.
@@ -179,10 +185,9 @@ impl BlockdevAdd {
 }
 
 /// Removes a node.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockdevDel {
     /// Its name.
     pub node_name: String,
 }
-command!(BlockdevDel, "blockdev-del");

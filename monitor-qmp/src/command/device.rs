@@ -1,15 +1,25 @@
 //! Devices, objects and network backends that come and go while the guest runs.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::command;
+use super::commands;
+
+commands! {
+    DeviceAdd => "device_add",
+    DeviceDel => "device_del",
+    ObjectAdd => "object-add",
+    ObjectDel => "object-del",
+    NetdevAdd => "netdev_add",
+    NetdevDel => "netdev_del",
+    SetLink => "set_link",
+}
 
 /// A struct of fixed arguments and whatever the named thing wants besides.
 macro_rules! free_form {
-    ($(#[$meta:meta])* $type:ident, $name:literal, $(#[$kind_meta:meta])* $kind:ident) => {
+    ($(#[$meta:meta])* $type:ident, $(#[$kind_meta:meta])* $kind:ident) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, Serialize)]
+        #[derive(Clone, Debug, Deserialize, Serialize)]
         #[non_exhaustive]
         #[serde(rename_all = "kebab-case")]
         pub struct $type {
@@ -19,7 +29,6 @@ macro_rules! free_form {
             #[serde(flatten)]
             pub options: Map<String, Value>,
         }
-        command!($type, $name);
 
         impl $type {
             /// Of the given kind, without other arguments.
@@ -39,15 +48,14 @@ macro_rules! free_form {
 }
 
 macro_rules! by_id {
-    ($(#[$meta:meta])* $type:ident, $name:literal) => {
+    ($(#[$meta:meta])* $type:ident) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, Serialize)]
+        #[derive(Clone, Debug, Deserialize, Serialize)]
         #[non_exhaustive]
         pub struct $type {
             /// Its id.
             pub id: String,
         }
-        command!($type, $name);
 
         impl $type {
             /// The one with this id.
@@ -61,42 +69,41 @@ macro_rules! by_id {
 
 free_form! {
     /// Plugs a device in.
-    DeviceAdd, "device_add",
+    DeviceAdd,
     /// Its driver.
     driver
 }
 by_id! {
     /// Asks the guest to give a device up. `DEVICE_DELETED` tells when it is gone.
-    DeviceDel, "device_del"
+    DeviceDel
 }
 free_form! {
     /// Makes an object, as a memory backend.
-    ObjectAdd, "object-add",
+    ObjectAdd,
     /// Its type.
     qom_type
 }
 by_id! {
     /// Removes an object.
-    ObjectDel, "object-del"
+    ObjectDel
 }
 free_form! {
     /// Makes a network backend.
-    NetdevAdd, "netdev_add",
+    NetdevAdd,
     /// Its type, called `type` on the wire.
     #[serde(rename = "type")]
     netdev_type
 }
 by_id! {
     /// Removes a network backend.
-    NetdevDel, "netdev_del"
+    NetdevDel
 }
 
 /// Plugs a network cable in or out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct SetLink {
     /// The device or backend.
     pub name: String,
     /// Whether there is a link.
     pub up: bool,
 }
-command!(SetLink, "set_link");

@@ -2,10 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{command, open_enum};
+use super::{commands, open_enum, plain};
+
+commands! {
+    DumpGuestMemory => "dump-guest-memory",
+    QueryDump => "query-dump" -> DumpResult,
+    QueryDumpGuestMemoryCapability => "query-dump-guest-memory-capability" -> DumpCapability,
+}
 
 /// Writes the guest's memory to `protocol`, as `fd:NAME` or `file:PATH`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct DumpGuestMemory {
     /// Whether the guest's page tables are followed.
@@ -19,7 +25,6 @@ pub struct DumpGuestMemory {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
 }
-command!(DumpGuestMemory, "dump-guest-memory");
 
 impl DumpGuestMemory {
     /// A dump in the background, of physical memory.
@@ -35,9 +40,8 @@ impl DumpGuestMemory {
 }
 
 /// How the dump does.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryDump;
-command!(QueryDump, "query-dump", DumpResult);
 
 /// Reply of [`QueryDump`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -59,4 +63,17 @@ open_enum! {
         Completed = "completed",
         Failed = "failed",
     }
+}
+
+plain! {
+    /// The formats a dump can have.
+    QueryDumpGuestMemoryCapability,
+}
+
+/// Reply of [`QueryDumpGuestMemoryCapability`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DumpCapability {
+    /// As `elf`.
+    pub formats: Vec<String>,
 }

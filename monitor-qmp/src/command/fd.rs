@@ -3,26 +3,32 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::command;
+use super::commands;
+
+commands! {
+    Getfd => "getfd",
+    Closefd => "closefd",
+    AddFd => "add-fd" -> AddedFd,
+    RemoveFd => "remove-fd",
+    QueryFdsets => "query-fdsets" -> Vec<FdSet>,
+}
 
 /// Gives the descriptor on this message a name, for one use as `fd:NAME`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Getfd {
     /// The name. One of the same name is replaced.
     pub fdname: String,
 }
-command!(Getfd, "getfd");
 
 /// Closes a named descriptor.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Closefd {
     /// The name.
     pub fdname: String,
 }
-command!(Closefd, "closefd");
 
 /// Puts the descriptor on this message into a set, for use as `/dev/fdset/ID`.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct AddFd {
@@ -33,7 +39,6 @@ pub struct AddFd {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque: Option<String>,
 }
-command!(AddFd, "add-fd", AddedFd);
 
 /// Reply of [`AddFd`].
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -47,7 +52,7 @@ pub struct AddedFd {
 }
 
 /// Takes a descriptor, or all, out of a set.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct RemoveFd {
@@ -57,7 +62,6 @@ pub struct RemoveFd {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fd: Option<i64>,
 }
-command!(RemoveFd, "remove-fd");
 
 impl RemoveFd {
     /// All descriptors of a set.
@@ -68,9 +72,8 @@ impl RemoveFd {
 }
 
 /// The sets of descriptors.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryFdsets;
-command!(QueryFdsets, "query-fdsets", Vec<FdSet>);
 
 /// One of [`QueryFdsets`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]

@@ -2,12 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{command, open_enum};
+use super::{commands, open_enum};
+
+commands! {
+    JobCancel => "job-cancel",
+    JobDismiss => "job-dismiss",
+    JobComplete => "job-complete",
+    JobFinalize => "job-finalize",
+    JobPause => "job-pause",
+    JobResume => "job-resume",
+    QueryJobs => "query-jobs" -> Vec<Job>,
+    QueryBlockJobs => "query-block-jobs" -> Vec<BlockJobInfo>,
+}
 
 /// All jobs.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryJobs;
-command!(QueryJobs, "query-jobs", Vec<Job>);
 
 /// One of [`QueryJobs`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -62,9 +72,8 @@ open_enum! {
 }
 
 /// The block jobs, with what only they have.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryBlockJobs;
-command!(QueryBlockJobs, "query-block-jobs", Vec<BlockJobInfo>);
 
 /// One of [`QueryBlockJobs`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -95,26 +104,37 @@ pub struct BlockJobInfo {
 }
 
 macro_rules! by_id {
-    ($(#[$meta:meta])* $type:ident, $name:literal) => {
+    ($(#[$meta:meta])* $type:ident) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, Serialize)]
+        #[derive(Clone, Debug, Deserialize, Serialize)]
         pub struct $type {
             /// The job's id.
             pub id: String,
         }
-        command!($type, $name);
     };
 }
 
 by_id! {
     /// Asks a job to stop.
-    JobCancel, "job-cancel"
+    JobCancel
 }
 by_id! {
     /// Forgets a concluded job.
-    JobDismiss, "job-dismiss"
+    JobDismiss
 }
 by_id! {
     /// Lets a ready job complete.
-    JobComplete, "job-complete"
+    JobComplete
+}
+by_id! {
+    /// Lets a pending job take effect.
+    JobFinalize
+}
+by_id! {
+    /// Pauses a job.
+    JobPause
+}
+by_id! {
+    /// Lets a paused job go on.
+    JobResume
 }

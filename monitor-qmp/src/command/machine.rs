@@ -1,33 +1,17 @@
-//! The machine's processors, memory balloon and character devices.
+//! The guest's memory balloon.
 
 use serde::{Deserialize, Serialize};
 
-use super::command;
+use super::commands;
 
-/// The virtual CPUs and their threads.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct QueryCpusFast;
-command!(QueryCpusFast, "query-cpus-fast", Vec<Cpu>);
-
-/// One of [`QueryCpusFast`].
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[non_exhaustive]
-#[serde(rename_all = "kebab-case")]
-pub struct Cpu {
-    /// Its number.
-    pub cpu_index: u32,
-    /// Its QOM path.
-    pub qom_path: String,
-    /// The host's thread that runs it.
-    pub thread_id: u32,
-    /// The architecture, as `x86_64`.
-    pub target: String,
+commands! {
+    QueryBalloon => "query-balloon" -> BalloonInfo,
+    Balloon => "balloon",
 }
 
 /// How much memory the guest has.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryBalloon;
-command!(QueryBalloon, "query-balloon", BalloonInfo);
 
 /// Reply of [`QueryBalloon`].
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -38,27 +22,8 @@ pub struct BalloonInfo {
 }
 
 /// Asks the guest to use so much memory. It takes its time; `BALLOON_CHANGE` tells.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Balloon {
     /// Bytes.
     pub value: u64,
-}
-command!(Balloon, "balloon");
-
-/// The character devices.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct QueryChardev;
-command!(QueryChardev, "query-chardev", Vec<Chardev>);
-
-/// One of [`QueryChardev`].
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[non_exhaustive]
-#[serde(rename_all = "kebab-case")]
-pub struct Chardev {
-    /// Its id.
-    pub label: String,
-    /// Where it leads, as `unix:/run/agent.sock,server=on`.
-    pub filename: String,
-    /// Whether the guest's side is open.
-    pub frontend_open: bool,
 }

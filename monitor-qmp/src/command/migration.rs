@@ -2,10 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{command, open_enum};
+use super::{commands, open_enum};
+
+commands! {
+    Migrate => "migrate",
+    MigrateCancel => "migrate_cancel",
+    MigrateContinue => "migrate-continue",
+    MigrateIncoming => "migrate-incoming",
+    MigrateSetCapabilities => "migrate-set-capabilities",
+    QueryMigrateCapabilities => "query-migrate-capabilities" -> Vec<MigrationCapability>,
+    MigrateSetParameters => "migrate-set-parameters",
+    QueryMigrateParameters => "query-migrate-parameters" -> MigrateSetParameters,
+    QueryMigrate => "query-migrate" -> MigrationInfo,
+    MigratePause => "migrate-pause" [OOB],
+    MigrateRecover => "migrate-recover" [OOB],
+    MigrateStartPostcopy => "migrate-start-postcopy",
+}
 
 /// Starts a migration; the reply only says that it began.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct Migrate {
     /// Where to, as `fd:NAME` or `tcp:HOST:PORT`.
@@ -14,7 +29,6 @@ pub struct Migrate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<bool>,
 }
-command!(Migrate, "migrate");
 
 impl Migrate {
     /// To `uri`.
@@ -29,20 +43,18 @@ impl Migrate {
 
 /// Cancels the migration. Never once post-copy began: QEMU 7.2 accepts it then, and the guest
 /// is lost.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct MigrateCancel;
-command!(MigrateCancel, "migrate_cancel");
 
 /// Lets a migration go on that waits before its switchover.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct MigrateContinue {
     /// The status it waits in.
     pub state: MigrationStatus,
 }
-command!(MigrateContinue, "migrate-continue");
 
 /// Tells a QEMU started with `-incoming defer` where to listen or read from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrateIncoming {
@@ -52,7 +64,6 @@ pub struct MigrateIncoming {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_on_error: Option<bool>,
 }
-command!(MigrateIncoming, "migrate-incoming");
 
 impl MigrateIncoming {
     /// From `uri`.
@@ -66,12 +77,11 @@ impl MigrateIncoming {
 }
 
 /// Turns capabilities on and off.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct MigrateSetCapabilities {
     /// Those to change.
     pub capabilities: Vec<MigrationCapability>,
 }
-command!(MigrateSetCapabilities, "migrate-set-capabilities");
 
 /// A capability and whether it is on.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -94,16 +104,12 @@ impl MigrationCapability {
 }
 
 /// The capabilities.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryMigrateCapabilities;
-command!(
-    QueryMigrateCapabilities,
-    "query-migrate-capabilities",
-    Vec<MigrationCapability>
-);
 
-/// Changes parameters; what is `None` stays as it is.
-#[derive(Clone, Debug, Default, Serialize)]
+/// Changes parameters; what is `None` stays as it is. Also the reply of
+/// [`QueryMigrateParameters`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrateSetParameters {
@@ -141,12 +147,29 @@ pub struct MigrateSetParameters {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_authz: Option<String>,
 }
-command!(MigrateSetParameters, "migrate-set-parameters");
+
+impl MigrateSetParameters {
+    /// Whether all that is given here is so in `now`.
+    pub(crate) fn holds_in(&self, now: &Self) -> bool {
+        /// Takes both apart, so that no member is forgotten.
+        macro_rules! each {
+            ($($member:ident)+) => {{
+                let Self { $($member),+ } = self;
+                $(($member.is_none() || *$member == now.$member))&&+
+            }};
+        }
+        each!(max_bandwidth downtime_limit max_postcopy_bandwidth multifd_channels multifd_compression
+            cpu_throttle_initial cpu_throttle_increment max_cpu_throttle tls_creds tls_hostname tls_authz)
+    }
+}
+
+/// The parameters as they are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct QueryMigrateParameters;
 
 /// How the migration does.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryMigrate;
-command!(QueryMigrate, "query-migrate", MigrationInfo);
 
 /// Reply of [`QueryMigrate`]. Empty if there never was a migration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -219,24 +242,16 @@ open_enum! {
 }
 
 /// Pauses a post-copy whose link is down. Out of band.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct MigratePause;
-command!(MigratePause, "migrate-pause", crate::command::Empty, OOB);
 
 /// Tells the destination of a paused post-copy where to listen anew. Out of band.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct MigrateRecover {
     /// Where.
     pub uri: String,
 }
-command!(
-    MigrateRecover,
-    "migrate-recover",
-    crate::command::Empty,
-    OOB
-);
 
 /// Switches to post-copy.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct MigrateStartPostcopy;
-command!(MigrateStartPostcopy, "migrate-start-postcopy");

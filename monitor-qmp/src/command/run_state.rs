@@ -2,12 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{command, open_enum};
+use super::{arguments, commands, open_enum, plain};
+
+commands! {
+    QueryStatus => "query-status" -> Status,
+    Cont => "cont",
+    Stop => "stop",
+    Quit => "quit",
+    SystemPowerdown => "system_powerdown",
+    SystemReset => "system_reset",
+    SystemWakeup => "system_wakeup",
+    InjectNmi => "inject-nmi",
+    RtcResetReinjection => "rtc-reset-reinjection",
+    SetAction => "set-action",
+    WatchdogSetAction => "watchdog-set-action",
+}
 
 /// Whether the guest runs.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryStatus;
-command!(QueryStatus, "query-status", Status);
 
 /// Reply of [`QueryStatus`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -42,31 +55,54 @@ open_enum! {
 }
 
 /// Starts the virtual CPUs.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Cont;
-command!(Cont, "cont");
 
 /// Stops the virtual CPUs.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Stop;
-command!(Stop, "stop");
 
 /// Ends QEMU. A SHUTDOWN event and the end of the stream follow the reply.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct Quit;
-command!(Quit, "quit");
 
 /// Presses the power button. Whether anything happens is up to the guest.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct SystemPowerdown;
-command!(SystemPowerdown, "system_powerdown");
 
 /// Resets the guest.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct SystemReset;
-command!(SystemReset, "system_reset");
 
 /// Wakes the guest from sleep.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct SystemWakeup;
-command!(SystemWakeup, "system_wakeup");
+
+plain! {
+    /// Sends the guest an interrupt that it cannot ignore.
+    InjectNmi,
+    /// Forgets clock interrupts that the guest missed (x86).
+    RtcResetReinjection,
+}
+
+arguments! {
+    /// Says what QEMU does when something happens to the guest (QEMU 6.0 and later).
+    SetAction optional {
+        /// On a reset: `reset` or `shutdown`.
+        reboot: String,
+        /// On a shutdown: `poweroff` or `pause`.
+        shutdown: String,
+        /// On a panic: `pause`, `shutdown`, `exit-failure` or `none`.
+        panic: String,
+        /// When the watchdog fires, as [`WatchdogSetAction`].
+        watchdog: String,
+    }
+}
+
+arguments! {
+    /// Says what QEMU does when the watchdog fires.
+    WatchdogSetAction {
+        /// As `pause` or `reset`.
+        action: String,
+    }
+}

@@ -1,40 +1,55 @@
 //! The session itself: capabilities, versions, names, the schema, and the human monitor.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use std::borrow::Cow;
 
-use super::command;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use super::{arguments, commands, plain};
 use crate::qmp::Version;
 
+commands! {
+    QmpCapabilities => "qmp_capabilities",
+    QueryVersion => "query-version" -> Version,
+    QueryName => "query-name" -> Name,
+    QueryUuid => "query-uuid" -> Uuid,
+    QueryCommands => "query-commands" -> Vec<CommandName>,
+    QueryQmpSchema => "query-qmp-schema" -> Vec<SchemaEntry>,
+    HumanMonitorCommand => "human-monitor-command" -> String,
+    QueryCommandLineOptions => "query-command-line-options" -> Vec<CommandLineOption>,
+    QueryTarget => "query-target" -> Target,
+}
+
 /// Ends the negotiation. [`Monitor::connect`](crate::Monitor::connect) sends it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct QmpCapabilities {
     /// What to turn on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub enable: Vec<&'static str>,
+    pub enable: Vec<Cow<'static, str>>,
 }
-command!(QmpCapabilities, "qmp_capabilities");
 
 impl QmpCapabilities {
     /// With or without the out-of-band lane.
     #[must_use]
     pub fn new(oob: bool) -> Self {
         Self {
-            enable: if oob { vec!["oob"] } else { Vec::new() },
+            enable: if oob {
+                vec![Cow::Borrowed("oob")]
+            } else {
+                Vec::new()
+            },
         }
     }
 }
 
 /// QEMU's version.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryVersion;
-command!(QueryVersion, "query-version", Version);
 
 /// The guest's name.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryName;
-command!(QueryName, "query-name", Name);
 
 /// Reply of [`QueryName`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -45,9 +60,8 @@ pub struct Name {
 }
 
 /// The guest's UUID.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryUuid;
-command!(QueryUuid, "query-uuid", Uuid);
 
 /// Reply of [`QueryUuid`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -59,9 +73,8 @@ pub struct Uuid {
 }
 
 /// The commands this QEMU has.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryCommands;
-command!(QueryCommands, "query-commands", Vec<CommandName>);
 
 /// One of [`QueryCommands`].
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -72,9 +85,8 @@ pub struct CommandName {
 }
 
 /// The schema of this QEMU: about 200 kB.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryQmpSchema;
-command!(QueryQmpSchema, "query-qmp-schema", Vec<SchemaEntry>);
 
 /// One of [`QueryQmpSchema`]. What matters depends on `meta_type`; the rest is absent.
 #[derive(Clone, Debug, Deserialize)]
@@ -116,8 +128,14 @@ pub struct SchemaMember {
     /// Its type; an enum's members have none.
     #[serde(rename = "type")]
     pub member_type: Option<String>,
-    /// Present if the member is optional.
+    /// Present, mostly as null, if the member is optional.
+    #[serde(default, deserialize_with = "present")]
     pub default: Option<Value>,
+}
+
+/// Keeps `null` apart from an absent member.
+fn present<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(input).map(Some)
 }
 
 /// A variant of a [`SchemaEntry`].
@@ -132,7 +150,7 @@ pub struct SchemaVariant {
 }
 
 /// Runs a line of the human monitor. Its output is for people and changes between versions.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub struct HumanMonitorCommand {
@@ -142,7 +160,6 @@ pub struct HumanMonitorCommand {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_index: Option<u32>,
 }
-command!(HumanMonitorCommand, "human-monitor-command", String);
 
 impl HumanMonitorCommand {
     /// The given line.
@@ -155,24 +172,48 @@ impl HumanMonitorCommand {
     }
 }
 
-/// Reads a property of an object.
-#[derive(Clone, Debug, Serialize)]
-pub struct QomGet {
-    /// The object's path.
-    pub path: String,
-    /// The property.
-    pub property: String,
+plain! {
+    /// What QEMU emulates.
+    QueryTarget,
 }
-command!(QomGet, "qom-get", Box<RawValue>);
 
-/// Sets a property of an object.
-#[derive(Clone, Debug, Serialize)]
-pub struct QomSet {
-    /// The object's path.
-    pub path: String,
-    /// The property.
-    pub property: String,
-    /// Its new value.
-    pub value: Value,
+/// Reply of [`QueryTarget`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Target {
+    /// The architecture, as `x86_64`.
+    pub arch: String,
 }
-command!(QomSet, "qom-set");
+
+arguments! {
+    /// The options of QEMU's command line.
+    QueryCommandLineOptions optional {
+        /// Only this one, without its dash.
+        option: String,
+    }
+}
+
+/// One of [`QueryCommandLineOptions`].
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+pub struct CommandLineOption {
+    /// Its name, without its dash.
+    pub option: String,
+    /// What it takes.
+    pub parameters: Vec<CommandLineParameter>,
+}
+
+/// A parameter of a [`CommandLineOption`].
+#[derive(Clone, Debug, Deserialize)]
+#[non_exhaustive]
+pub struct CommandLineParameter {
+    /// Its name.
+    pub name: String,
+    /// `string`, `boolean`, `number` or `size`.
+    #[serde(rename = "type")]
+    pub parameter_type: String,
+    /// For people.
+    pub help: Option<String>,
+    /// What it is if not given.
+    pub default: Option<String>,
+}

@@ -2,20 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::command;
+use super::commands;
+
+commands! {
+    Yank => "yank" [OOB],
+    QueryYank => "query-yank" -> Vec<YankInstance> [OOB],
+}
 
 /// Cuts connections.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Yank {
     /// Which.
     pub instances: Vec<YankInstance>,
 }
-command!(Yank, "yank", crate::command::Empty, OOB);
 
 /// What could be cut.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct QueryYank;
-command!(QueryYank, "query-yank", Vec<YankInstance>, OOB);
 
 /// A connection that can be cut.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]

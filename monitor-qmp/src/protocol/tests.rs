@@ -275,6 +275,7 @@ proptest! {
                 }
                 Step::ErrorWithoutId => {
                     if qemu.pop_front().is_some() {
+                        protocol.heard();
                         protocol.reply(Id::Missing, true);
                     }
                 }

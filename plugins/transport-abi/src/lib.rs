@@ -61,9 +61,73 @@
 //! assert_eq!(transport_abi::Verified::of(&TABLE).unwrap().name(), "echo");
 //! ```
 //!
-//! With `crate-type = ["cdylib", "rlib"]` this is a file to load and a crate to link. In C the same
-//! is a `const vmw_transport` filled in by hand; `include/vmwright_transport.h` has the types. What
-//! both must keep is the [`contract`].
+//! Never block: what cannot be done yet is a wait, and the host does the waiting. Listening is the
+//! same with [`Listen`]; so is a dial that is not done at once.
+//!
+//! ```
+//! use std::io::ErrorKind;
+//! use std::os::fd::AsFd;
+//! use std::os::unix::net::UnixListener;
+//! use transport_abi::{Failure, Listen, Step};
+//!
+//! struct Door {
+//!     listener: UnixListener, // non-blocking
+//!     path: String,
+//! }
+//!
+//! impl Listen for Door {
+//!     fn accept(&mut self) -> Result<Step<'_>, Failure> {
+//!         match self.listener.accept() {
+//!             Ok((peer, _)) => {
+//!                 peer.set_nonblocking(true).map_err(Failure::io("make non-blocking"))?;
+//!                 Ok(Step::Ready(peer.into()))
+//!             }
+//!             Err(error) if error.kind() == ErrorKind::WouldBlock => {
+//!                 Ok(Step::readable(self.listener.as_fd())) // lent: it stays ours
+//!             }
+//!             Err(error) => Err(Failure::io("accept")(error)), // costs that peer only
+//!         }
+//!     }
+//!
+//!     fn address(&self) -> Result<String, Failure> {
+//!         Ok(self.path.clone())
+//!     }
+//! }
+//! ```
+//!
+//! | what you have | what a step answers |
+//! |---|---|
+//! | a socket that is connected | [`Step::Ready`], non-blocking and close-on-exec |
+//! | one that is connecting | [`Step::writable`] |
+//! | nothing that signals (a full unix backlog) | [`Step::retry_after`] |
+//! | something that may signal, or may die silently | [`Step::readable`]` … `[`at_most`](Step::at_most) |
+//! | a channel that is no socket | one end of a socket pair; a thread of yours pumps the other |
+//! | no hope | [`Failure`]: the step that failed, as a verb phrase, and the errno |
+//!
+//! `begin_*`, `step` and `accept` may be called on any thread, one after the other; dropping is how
+//! the host cancels. A panic is caught at the boundary, so leave `panic = "unwind"` alone.
+//!
+//! # From a crate to a daemon
+//!
+//! 1. `cargo xtask new-transport NAME` copies `plugins/transport-template`: a channel that is no
+//!    socket, pumped. For one that is, `plugins/transport-unix` is the shorter model.
+//! 2. `crate-type = ["cdylib", "rlib"]` makes it a file to load and a crate to link: a static daemon
+//!    registers the very same `TABLE`.
+//! 3. `cargo xtask conformance target/debug/libtransport_NAME.so NAME:ADDRESS` goes through the
+//!    [`contract`] clause by clause.
+//! 4. Install it as `libtransport_NAME.so` (with `_` for `-`) in a folder that nobody but root and
+//!    the daemon's user can write, nor any folder above; the host refuses it anywhere else.
+//!
+//! In C the same is a `const vmw_transport` filled in by hand: `include/vmwright_transport.h` has
+//! the types, `plugins/transport-abstract/abstract.c` is a whole plugin in one file, and the kit
+//! takes the source itself. The numbered clauses of the [`contract`] bind both languages.
+//!
+//! # Versions
+//!
+//! The table and the structs that cross only grow at their tails, and each says its own size. A
+//! plugin built today loads in every host that speaks ABI 1, and one built later loads in today's
+//! host unless it says that it cannot do without something new (`needs_minor`). What does not fit
+//! is refused by [`Verified`] with both versions in the message.
 //!
 //! # Limits
 //!

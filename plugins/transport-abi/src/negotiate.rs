@@ -95,15 +95,9 @@ impl Verified {
                 least: SIZE_1_0,
             });
         }
-        let mut known = MaybeUninit::<Table>::zeroed();
-        let shared = size.min(size_of::<Table>());
-        let known_bytes = known.as_mut_ptr().cast::<u8>();
-        // SAFETY: by clause 1.3 `size` bytes can be read and lie as we know them; no more than we
-        // have room for are taken.
-        unsafe { known_bytes.copy_from_nonoverlapping(table.cast(), shared) };
-        // SAFETY: whatever an older plugin lacks was left zero, which is a null function or an
-        // empty text.
-        let table = unsafe { known.assume_init_ref() };
+        // SAFETY: by clause 1.3 `size` bytes can be read and lie as we know them; whatever an older
+        // plugin lacks is zero, which is a null function or an empty text.
+        let table = unsafe { known_part::<Table>(table, size).assume_init() };
         if table.needs_minor > ABI_MINOR {
             return Err(Mismatch::NeedsNewerHost {
                 plugin: table.minor,
@@ -127,7 +121,7 @@ impl Verified {
         };
         let name = name.filter(|name| is_name(name)).ok_or(Mismatch::BadName)?;
         let version = version.ok_or(Mismatch::BadVersionText)?;
-        let (dial, listen) = (dial_functions(table)?, listen_functions(table)?);
+        let (dial, listen) = (dial_functions(&table)?, listen_functions(&table)?);
         if dial.is_none() && listen.is_none() {
             return Err(Mismatch::Incomplete {
                 group: "dial and listen",
@@ -178,6 +172,21 @@ impl Verified {
     pub const fn listen(&self) -> Option<ListenFunctions> {
         self.listen
     }
+}
+
+/// The first `size` bytes of a table as a `T`, which may know more fields or fewer; zero where
+/// there are none.
+///
+/// # Safety
+///
+/// `size` bytes are readable at `table`.
+unsafe fn known_part<T>(table: *const Table, size: usize) -> MaybeUninit<T> {
+    let mut known = MaybeUninit::<T>::zeroed();
+    let shared = size.min(size_of::<T>());
+    let known_bytes = known.as_mut_ptr().cast::<u8>();
+    // SAFETY: our caller promises `size` bytes, and no more than `T` has room for are taken.
+    unsafe { known_bytes.copy_from_nonoverlapping(table.cast(), shared) };
+    known
 }
 
 fn dial_functions(table: &Table) -> Result<Option<DialFunctions>, Mismatch> {
@@ -290,3 +299,48 @@ impl fmt::Display for Mismatch {
 }
 
 impl std::error::Error for Mismatch {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table as some later version may know it: the host of the future is this one, with more.
+    #[repr(C)]
+    struct Later {
+        known: Table,
+        added: Option<ListenStep>,
+        added_text: RawText,
+    }
+
+    /// A table of version 1.0 whose last byte is the last one of a page, before one that cannot be
+    /// read: a host that looks beyond `size` does not survive it.
+    #[test]
+    fn a_host_that_knows_more_reads_no_more_than_an_older_plugin_has() {
+        const PAGE: usize = 4096;
+        let pages = std::ptr::null_mut();
+        let (readable, private) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: a fresh mapping wherever the kernel likes; it overlaps nothing.
+        let pages = unsafe { libc::mmap(pages, 2 * PAGE, readable, private, -1, 0) };
+        assert_ne!(pages, libc::MAP_FAILED);
+        // SAFETY: the second of the two pages just mapped; nothing lies in it.
+        let guarded = unsafe { libc::mprotect(pages.byte_add(PAGE), PAGE, libc::PROT_NONE) };
+        assert_eq!(guarded, 0);
+        // SAFETY: inside the first page.
+        let table = unsafe { pages.byte_add(PAGE - SIZE_1_0) }.cast::<Table>();
+        // SAFETY: room for exactly the bytes of version 1.0, which all zeros are a value of.
+        unsafe { table.cast::<u8>().write_bytes(0, SIZE_1_0) };
+        // SAFETY: as above; `minor` lies in the part that every version has.
+        unsafe { (*table).minor = 5 };
+
+        // SAFETY: exactly `SIZE_1_0` bytes are readable there, and zeros are a value of all that
+        // `Later` adds.
+        let later = unsafe { known_part::<Later>(table, SIZE_1_0).assume_init() };
+        assert_eq!(later.known.minor, 5);
+        assert!(later.added.is_none() && later.added_text.bytes.is_null());
+        // SAFETY: the mapping of above, which nothing points into any more.
+        assert_eq!(unsafe { libc::munmap(pages, 2 * PAGE) }, 0);
+    }
+}

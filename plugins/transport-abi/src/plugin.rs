@@ -173,6 +173,15 @@ impl<'a, T> Step<'a, T> {
             retry_after: Some(delay),
         })
     }
+
+    /// The same, but a wait no longer than `delay`.
+    #[must_use]
+    pub fn at_most(mut self, delay: Duration) -> Self {
+        if let Self::Wait(wait) = &mut self {
+            wait.retry_after = Some(delay);
+        }
+        self
+    }
 }
 
 /// What a step waits for: a descriptor, a time, or whichever comes first.
@@ -180,15 +189,6 @@ impl<'a, T> Step<'a, T> {
 pub struct Wait<'a> {
     pub(crate) fd: Option<(BorrowedFd<'a>, Interest)>,
     pub(crate) retry_after: Option<Duration>,
-}
-
-impl Wait<'_> {
-    /// The same wait, but no longer than `delay`.
-    #[must_use]
-    pub const fn at_most(mut self, delay: Duration) -> Self {
-        self.retry_after = Some(delay);
-        self
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

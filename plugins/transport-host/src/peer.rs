@@ -49,28 +49,32 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Asks the kernel who is at the other end of `fd`, a connected socket.
-pub(crate) fn identify(fd: BorrowedFd<'_>, family: AddressFamily) -> Result<Peer, Errno> {
-    let far = rustix::net::getpeername(fd)?;
-    match family {
-        AddressFamily::UNIX
-            if is_named(far.as_ref()) || is_named(Some(&rustix::net::getsockname(fd)?)) =>
-        {
-            credentials(fd)
+/// Asks the kernel who is at the other end of `fd`, a connected socket, and of which family it is.
+pub(crate) fn identify(fd: BorrowedFd<'_>) -> Result<(AddressFamily, Peer), Errno> {
+    // The peer's address is of the socket's own family; one call tells both.
+    let Some(far) = rustix::net::getpeername(fd)? else {
+        let family = rustix::net::sockopt::socket_domain(fd)?;
+        return Ok((family, Peer::Unidentified));
+    };
+    let family = far.address_family();
+    let peer = match family {
+        AddressFamily::UNIX if is_named(&far) || is_named(&rustix::net::getsockname(fd)?) => {
+            credentials(fd)?
         }
-        AddressFamily::INET | AddressFamily::INET6 => Ok(far
-            .and_then(|far| SocketAddr::try_from(far).ok())
-            .map_or(Peer::Unidentified, Peer::Inet)),
-        AddressFamily::VSOCK => Ok(far.as_ref().and_then(vsock).unwrap_or(Peer::Unidentified)),
+        AddressFamily::INET | AddressFamily::INET6 => {
+            SocketAddr::try_from(far).map_or(Peer::Unidentified, Peer::Inet)
+        }
+        AddressFamily::VSOCK => vsock(&far).unwrap_or(Peer::Unidentified),
         // Both ends of a socket pair are unnamed, and its credentials would be our own: they prove
         // nothing.
-        _ => Ok(Peer::Unidentified),
-    }
+        _ => Peer::Unidentified,
+    };
+    Ok((family, peer))
 }
 
 /// Whether a unix address says more than its family.
-fn is_named(address: Option<&SocketAddrAny>) -> bool {
-    address.is_some_and(|address| address.addr_len() as usize > size_of::<libc::sa_family_t>())
+fn is_named(address: &SocketAddrAny) -> bool {
+    address.addr_len() as usize > size_of::<libc::sa_family_t>()
 }
 
 fn credentials(fd: BorrowedFd<'_>) -> Result<Peer, Errno> {

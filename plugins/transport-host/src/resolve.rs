@@ -22,7 +22,8 @@ pub(crate) async fn each_address<T, F>(
 where
     F: Future<Output = Result<T, Error>>,
 {
-    if !transport.resolves_names() {
+    let is_final = !transport.resolves_names() || address.parse::<SocketAddr>().is_ok();
+    if is_final {
         return within(
             deadline,
             "the transport",

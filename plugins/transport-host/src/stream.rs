@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustix::fs::OFlags;
-use rustix::io::{FdFlags, retry_on_intr};
+use rustix::io::{Errno, FdFlags, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
     SocketType,
@@ -56,18 +56,18 @@ impl Stream {
     ///
     /// Outside a tokio runtime.
     pub fn adopt(fd: OwnedFd) -> Result<Self, Error> {
-        let family = rustix::net::sockopt::socket_domain(&fd).map_err(|_| breach("no socket"))?;
-        if rustix::net::sockopt::socket_type(&fd) != Ok(SocketType::STREAM) {
-            return Err(breach("no stream socket"));
+        match rustix::net::sockopt::socket_type(&fd) {
+            Ok(SocketType::STREAM) => {}
+            Ok(_) => return Err(breach("no stream socket")),
+            Err(_) => return Err(breach("no socket")),
         }
-        if rustix::net::sockopt::socket_acceptconn(&fd) == Ok(true) {
-            return Err(breach("a listening socket"));
-        }
-        let peer = peer::identify(fd.as_fd(), family).map_err(Error::io("ask for the peer"))?;
+        let (family, peer) = peer::identify(fd.as_fd()).map_err(|error| no_peer(&fd, error))?;
         let flags =
             rustix::fs::fcntl_getfl(&fd).map_err(Error::io("read the descriptor's flags"))?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
-            .map_err(Error::io("make the socket non-blocking"))?;
+        if !flags.contains(OFlags::NONBLOCK) {
+            rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
+                .map_err(Error::io("make the socket non-blocking"))?;
+        }
         rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)
             .map_err(Error::io("make the socket close on exec"))?;
         let io = watch(fd, Interest::READABLE | Interest::WRITABLE)
@@ -167,6 +167,14 @@ impl Stream {
             }
         }
     }
+}
+
+/// Why a socket has no peer: it never can have one, or it went.
+fn no_peer(fd: &OwnedFd, error: Errno) -> Error {
+    if rustix::net::sockopt::socket_acceptconn(fd) == Ok(true) {
+        return breach("a listening socket");
+    }
+    Error::io("ask for the peer")(error)
 }
 
 fn breach(what: &str) -> Error {

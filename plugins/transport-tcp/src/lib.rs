@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every connection sends small writes at once (`TCP_NODELAY`), since requests and answers take
-//! turns, and finds a peer that vanished without a word within a minute.
+//! turns, and one to another machine finds a peer that vanished without a word within a minute.
 //!
 //! ```
 //! let table = transport_abi::Verified::of(&transport_tcp::TABLE).unwrap();
@@ -57,7 +57,7 @@ impl Transport for Tcp {
     fn begin_dial(request: &Request<'_>) -> Result<Connecting, Failure> {
         let address = numeric(request.address())?;
         let socket = socket(&address)?;
-        tune(&socket)?;
+        tune(&socket, &address)?;
         Ok(Connecting {
             socket: Some(socket),
             address,
@@ -95,9 +95,14 @@ fn socket(address: &SocketAddr) -> Result<OwnedFd, Failure> {
         .map_err(Failure::io("make a tcp socket"))
 }
 
-fn tune(socket: &OwnedFd) -> Result<(), Failure> {
+/// No delay; and keepalive, unless the peer is on this machine: whatever happens to it there, the
+/// kernel closes its sockets, so that probes would only answer themselves.
+fn tune(socket: &OwnedFd, peer: &SocketAddr) -> Result<(), Failure> {
     let tuned = || {
         sockopt::set_tcp_nodelay(socket, true)?;
+        if peer.ip().is_loopback() {
+            return Ok(());
+        }
         sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
         sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
         sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
@@ -117,12 +122,11 @@ impl Dial for Connecting {
             .socket
             .take()
             .ok_or_else(|| Failure::new("step a finished dial"))?;
-        // On a socket that is connecting, connect asks how far it is.
-        match retry_on_intr(|| rustix::net::connect(&socket, &self.address)) {
-            Ok(()) | Err(Errno::ISCONN) if is_its_own_peer(&socket) => {
+        match self.connect(&socket) {
+            Ok(()) if is_its_own_peer(&socket, &self.address) => {
                 Err(Failure::io("connect")(Errno::CONNREFUSED))
             }
-            Ok(()) | Err(Errno::ISCONN) => Ok(Step::Ready(socket)),
+            Ok(()) => Ok(Step::Ready(socket)),
             Err(Errno::INPROGRESS | Errno::ALREADY) => {
                 let socket: &OwnedFd = self.socket.insert(socket);
                 Ok(Step::writable(socket.as_fd()))
@@ -132,15 +136,30 @@ impl Dial for Connecting {
     }
 }
 
+impl Connecting {
+    /// Starts to connect, or asks how far it is: on a socket that is connecting, the same call
+    /// does.
+    fn connect(&self, socket: &OwnedFd) -> Result<(), Errno> {
+        let connect = || retry_on_intr(|| rustix::net::connect(socket, &self.address));
+        let outcome = match connect() {
+            // On the way to this machine itself the handshake is over before the first call
+            // returns; asking once more saves the host a wait.
+            Err(Errno::INPROGRESS) => connect(),
+            known => known,
+        };
+        match outcome {
+            Err(Errno::ISCONN) => Ok(()),
+            other => other,
+        }
+    }
+}
+
 /// A local port that nobody listens on may be the very one that the system gave us to connect from;
 /// then TCP connects the socket to itself, and a daemon that waits for a peer would talk to its own
 /// echo.
-fn is_its_own_peer(socket: &OwnedFd) -> bool {
-    let (near, far) = (
-        rustix::net::getsockname(socket),
-        rustix::net::getpeername(socket),
-    );
-    matches!((near, far), (Ok(near), Ok(Some(far))) if near == far)
+fn is_its_own_peer(socket: &OwnedFd, far: &SocketAddr) -> bool {
+    rustix::net::getsockname(socket)
+        .is_ok_and(|near| SocketAddr::try_from(near).is_ok_and(|near| near == *far))
 }
 
 struct Bound {
@@ -150,8 +169,12 @@ struct Bound {
 impl Listen for Bound {
     fn accept(&mut self) -> Result<Step<'_>, Failure> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        match retry_on_intr(|| rustix::net::accept_with(&self.socket, flags)) {
-            Ok(accepted) => tune(&accepted).map(|()| Step::Ready(accepted)),
+        match retry_on_intr(|| rustix::net::acceptfrom_with(&self.socket, flags)) {
+            Ok((accepted, peer)) => {
+                let peer = peer.ok_or(Errno::NOTCONN).and_then(SocketAddr::try_from);
+                let peer = peer.map_err(Failure::io("read the peer's address"))?;
+                tune(&accepted, &peer).map(|()| Step::Ready(accepted))
+            }
             Err(Errno::AGAIN) => Ok(Step::readable(self.socket.as_fd())),
             Err(error) => Err(Failure::io("accept")(error)),
         }
@@ -195,25 +218,39 @@ mod tests {
         }
     }
 
-    fn assert_tuned(fd: &OwnedFd) {
+    fn assert_keepalive(fd: &OwnedFd, wanted: bool) {
         assert!(sockopt::tcp_nodelay(fd).unwrap());
-        assert!(sockopt::socket_keepalive(fd).unwrap());
-        assert_eq!(sockopt::tcp_keepidle(fd).unwrap(), KEEPALIVE_IDLE);
-        assert_eq!(sockopt::tcp_keepintvl(fd).unwrap(), KEEPALIVE_INTERVAL);
-        assert_eq!(sockopt::tcp_keepcnt(fd).unwrap(), KEEPALIVE_PROBES);
+        assert_eq!(sockopt::socket_keepalive(fd).unwrap(), wanted);
+        let times = (
+            sockopt::tcp_keepidle(fd).unwrap(),
+            sockopt::tcp_keepintvl(fd).unwrap(),
+            sockopt::tcp_keepcnt(fd).unwrap(),
+        );
+        let ours = (KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES);
+        assert_eq!(times == ours, wanted, "{times:?}");
     }
 
     #[test]
-    fn both_ends_of_both_families_are_tuned() {
+    fn a_peer_that_may_vanish_is_probed() {
+        for far in ["192.0.2.1:9", "[2001:db8::1]:9"] {
+            let far = numeric(far).unwrap();
+            let socket = socket(&far).unwrap();
+            tune(&socket, &far).unwrap();
+            assert_keepalive(&socket, true);
+        }
+    }
+
+    #[test]
+    fn both_ends_of_both_families_send_at_once_and_local_ones_are_not_probed() {
         for any_port in ["127.0.0.1:0", "[::1]:0"] {
             let mut bound = listen(any_port);
             let address = bound.address().unwrap();
             assert!(!address.ends_with(":0"), "{address} has a real port");
-            assert_tuned(&finish(&mut dial(&address).unwrap()).unwrap());
+            assert_keepalive(&finish(&mut dial(&address).unwrap()).unwrap(), false);
             let Step::Ready(accepted) = bound.accept().unwrap() else {
                 panic!("a peer waits")
             };
-            assert_tuned(&accepted);
+            assert_keepalive(&accepted, false);
             assert!(matches!(bound.accept(), Ok(Step::Wait(_))));
         }
     }
@@ -244,7 +281,8 @@ mod tests {
         );
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
-        assert!(!is_its_own_peer(&client.into()));
+        let far = server.local_addr().unwrap();
+        assert!(!is_its_own_peer(&client.into(), &far));
     }
 
     #[test]

@@ -145,10 +145,6 @@ struct Readme;
 mod tests {
     use super::*;
 
-    fn listen(address: &str) -> Result<Bound, Failure> {
-        Vsock::begin_listen(&Request::new(address))
-    }
-
     #[test]
     fn any_is_for_listening_only() {
         for partial in ["any:1", "3:any", "4294967295:1"] {
@@ -158,37 +154,6 @@ mod tests {
                 transport_abi::FailureKind::BadAddress,
                 "{partial}"
             );
-        }
-    }
-
-    #[test]
-    fn listener_on_any_port_tells_the_real_one() {
-        let mut bound = match listen("any:any") {
-            Err(failure) if failure.os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
-                return eprintln!("skipped: this kernel has no vsock");
-            }
-            bound => bound.unwrap(),
-        };
-        let address = bound.address().unwrap();
-        let (cid, port) = address.split_once(':').unwrap();
-        assert_eq!(cid, "any");
-        assert!(port.parse::<u32>().is_ok(), "{address} has a real port");
-        assert!(matches!(bound.accept(), Ok(Step::Wait(_))));
-        let taken = listen(&address).err().unwrap();
-        assert_eq!(taken.os_error(), Some(Errno::ADDRINUSE.raw_os_error()));
-    }
-
-    #[test]
-    fn connects_through_the_loopback_where_the_kernel_has_it() {
-        let Ok(mut bound) = listen("1:any") else {
-            return eprintln!("skipped: this kernel has no vsock loopback");
-        };
-        let mut dial = Vsock::begin_dial(&Request::new(&bound.address().unwrap())).unwrap();
-        while matches!(dial.step(), Ok(Step::Wait(_))) {
-            std::thread::yield_now();
-        }
-        while matches!(bound.accept(), Ok(Step::Wait(_))) {
-            std::thread::yield_now();
         }
     }
 }

@@ -9,10 +9,31 @@ use serde_json::{Value, json};
 
 use super::Request;
 
+/// What a real agent has of itself, whatever the script says.
+const BUILT_IN: [&str; 7] = [
+    "guest-info",
+    "guest-sync",
+    "guest-sync-delimited",
+    "guest-fsfreeze-status",
+    "guest-fsfreeze-freeze",
+    "guest-fsfreeze-freeze-list",
+    "guest-fsfreeze-thaw",
+];
+
+/// What a real agent answers only if it fails.
+const SILENT: [&str; 4] = [
+    "guest-shutdown",
+    "guest-suspend-ram",
+    "guest-suspend-disk",
+    "guest-suspend-hybrid",
+];
+
 /// What a real agent still does while the file systems are frozen.
-const WHILE_FROZEN: [&str; 4] = [
+const WHILE_FROZEN: [&str; 6] = [
     "guest-ping",
     "guest-info",
+    "guest-sync",
+    "guest-sync-delimited",
     "guest-fsfreeze-status",
     "guest-fsfreeze-thaw",
 ];
@@ -36,6 +57,8 @@ pub enum Act {
     Raw(Vec<u8>),
     /// Does nothing else for a while: an agent does one thing at a time.
     Wait(Duration),
+    /// From here on the file systems are frozen, or are not.
+    Freeze(bool),
     /// Sends so many bytes without a line end.
     Flood(usize),
     /// Ends the connection.
@@ -72,7 +95,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Knows the freeze commands, and no other.
+    /// Knows the freeze commands and `guest-info`, and no other.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -82,21 +105,8 @@ impl Table {
     /// and suspend.
     #[must_use]
     pub fn typical() -> Self {
-        let silent = [
-            "guest-shutdown",
-            "guest-suspend-ram",
-            "guest-suspend-disk",
-            "guest-suspend-hybrid",
-        ];
         let answered = [
             ("guest-ping", json!({})),
-            (
-                "guest-info",
-                json!({ "version": "7.2.22", "supported_commands": [
-                    { "name": "guest-ping", "enabled": true, "success-response": true },
-                    { "name": "guest-shutdown", "enabled": true, "success-response": false },
-                ]}),
-            ),
             (
                 "guest-get-osinfo",
                 json!({ "id": "debian", "version-id": "12", "machine": "x86_64" }),
@@ -110,7 +120,7 @@ impl Table {
             ("guest-network-get-interfaces", json!([])),
             ("guest-get-fsinfo", json!([])),
         ];
-        let table = silent
+        let table = SILENT
             .into_iter()
             .fold(Self::new(), |table, name| table.on(name, []));
         answered.into_iter().fold(table, |table, (name, value)| {
@@ -142,11 +152,38 @@ impl Table {
         self.frozen
     }
 
+    /// Freezes or thaws the file systems, as somebody beside the client would.
+    pub fn set_frozen(&mut self, frozen: bool) {
+        self.frozen = frozen;
+    }
+
+    fn knows(&self, command: &str) -> bool {
+        BUILT_IN.contains(&command) || self.answers.contains_key(command)
+    }
+
+    fn info(&self) -> Value {
+        let mut names: Vec<&str> = self.answers.keys().map(String::as_str).collect();
+        names.extend(BUILT_IN);
+        names.sort_unstable();
+        names.dedup();
+        let commands: Vec<Value> = names
+            .into_iter()
+            .map(|name| {
+                json!({
+                    "name": name,
+                    "enabled": !self.frozen || WHILE_FROZEN.contains(&name),
+                    "success-response": !SILENT.contains(&name),
+                })
+            })
+            .collect();
+        json!({ "version": "7.2.22", "supported_commands": commands })
+    }
+
     /// What to do about this request.
     pub fn respond(&mut self, request: &Request) -> Vec<Act> {
         let name = &*request.name;
-        if self.frozen && !WHILE_FROZEN.contains(&name) {
-            let desc = format!("Command {name} has been disabled: the command is not allowed");
+        if self.frozen && self.knows(name) && !WHILE_FROZEN.contains(&name) {
+            let desc = format!("Command {name} has been disabled: the agent is in frozen state");
             return vec![Act::refuse("CommandNotFound", &desc)];
         }
         if let Some(answer) = self.answers.get_mut(name) {
@@ -155,10 +192,11 @@ impl Table {
         let value = match name {
             "guest-fsfreeze-status" if self.frozen => json!("frozen"),
             "guest-fsfreeze-status" => json!("thawed"),
-            "guest-fsfreeze-freeze" => {
+            "guest-fsfreeze-freeze" | "guest-fsfreeze-freeze-list" => {
                 self.frozen = true;
                 json!(1)
             }
+            "guest-info" => self.info(),
             "guest-fsfreeze-thaw" => json!(i64::from(std::mem::take(&mut self.frozen))),
             _ => return vec![Act::not_found(name)],
         };

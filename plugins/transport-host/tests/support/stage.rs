@@ -59,13 +59,21 @@ impl Stage {
         self.write(&file, &fs::read(beside).unwrap())
     }
 
-    /// A plugin in C. The source has the header before it.
+    /// A plugin in C. The source gets the header before it.
     pub(crate) fn compiled(&self, name: &str, source: &str) -> PathBuf {
+        self.compiled_alone(
+            name,
+            &format!("#include \"vmwright_transport.h\"\n{source}"),
+        )
+    }
+
+    /// A plugin in C that includes all it needs.
+    pub(crate) fn compiled_alone(&self, name: &str, source: &str) -> PathBuf {
         let (c, so) = (
             self.path(&format!("{name}.c")),
             self.dir.join(format!("libtransport_{name}.so")),
         );
-        fs::write(&c, format!("#include \"vmwright_transport.h\"\n{source}")).unwrap();
+        fs::write(&c, source).unwrap();
         let include = concat!(
             "-I",
             env!("CARGO_MANIFEST_DIR"),

@@ -1,0 +1,450 @@
+//! One client in a process of its own: does one scenario and prints what it measured.
+
+use std::{
+    future::Future,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream as Blocking,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt as _, future::join_all};
+use monitor_qmp::{
+    Closed, Deadline, Event, EventSink, Monitor, Notice, Options,
+    command::{
+        CommandName, QueryCommands, QueryName, QueryQmpSchema, QueryStatus, SchemaEntry, Stop,
+    },
+    events,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use crate::{count, respond::BURST};
+
+/// A client that can be measured.
+#[allow(async_fn_in_trait, reason = "one thread, one process")]
+pub trait Client: Clone {
+    async fn connect(path: &Path) -> Self;
+    async fn status(&self);
+    /// What the responder read of us since it was last asked: reads and bytes.
+    async fn seen(&self) -> (f64, f64);
+    /// The 207 kB reply, fully typed, as a checksum.
+    async fn schema(&self) -> usize;
+    /// The 10 MB reply.
+    async fn commands(&self) -> usize;
+}
+
+fn checksum<T>(entries: &[T], name: impl Fn(&T) -> &str) -> usize {
+    let of = |(n, entry)| {
+        let name: &str = name(entry);
+        (n + 1) * name.len() + usize::from(*name.as_bytes().last().unwrap_or(&0))
+    };
+    entries.iter().enumerate().map(of).sum()
+}
+
+fn two(text: &str) -> (f64, f64) {
+    let mut numbers = text.split(' ').filter_map(|word| word.parse().ok());
+    (numbers.next().unwrap_or(0.0), numbers.next().unwrap_or(0.0))
+}
+
+/// Far enough away that nothing meets it.
+fn never() -> Deadline {
+    Deadline::now() + Duration::from_secs(3600)
+}
+
+impl Client for Monitor {
+    async fn connect(path: &Path) -> Self {
+        let wire = UnixStream::connect(path)
+            .await
+            .expect("the responder listens");
+        let connect = Self::connect(wire, Options::default(), (), never());
+        connect.await.expect("the responder greets")
+    }
+
+    async fn status(&self) {
+        self.execute(QueryStatus, never()).await.expect("a status");
+    }
+
+    async fn seen(&self) -> (f64, f64) {
+        let name = self.execute(QueryName, never()).await.expect("a name");
+        two(&name.name.unwrap_or_default())
+    }
+
+    async fn schema(&self) -> usize {
+        let all = self.execute(QueryQmpSchema, never()).await;
+        checksum(&all.expect("a schema"), |entry| &entry.name)
+    }
+
+    async fn commands(&self) -> usize {
+        let all = self.execute(QueryCommands, never()).await;
+        checksum(&all.expect("names"), |command| &command.name)
+    }
+}
+
+type Write = qapi::futures::QmpStreamTokio<tokio::io::WriteHalf<UnixStream>>;
+
+#[derive(Clone)]
+pub struct Qapi(Arc<qapi::futures::QapiService<Write>>);
+
+impl Client for Qapi {
+    async fn connect(path: &Path) -> Self {
+        let stream = qapi::futures::QmpStreamTokio::open_uds(path).await;
+        let stream = stream.expect("the responder greets").negotiate().await;
+        Self(Arc::new(stream.expect("it negotiates").spawn_tokio().0))
+    }
+
+    async fn status(&self) {
+        let status = self.0.execute(qapi::qmp::query_status {}).await;
+        status.expect("a status");
+    }
+
+    async fn seen(&self) -> (f64, f64) {
+        let name = self.0.execute(qapi::qmp::query_name {}).await;
+        two(&name.expect("a name").name.unwrap_or_default())
+    }
+
+    async fn schema(&self) -> usize {
+        let all = self.0.execute(qapi::qmp::query_qmp_schema {}).await;
+        checksum(&all.expect("a schema"), |entry| match entry {
+            qapi::qmp::SchemaInfo::command { base, .. } => &base.name,
+            _ => "",
+        })
+    }
+
+    async fn commands(&self) -> usize {
+        let all = self.0.execute(qapi::qmp::query_commands {}).await;
+        checksum(&all.expect("names"), |command| &command.name)
+    }
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(rename = "running")]
+    _running: bool,
+    #[serde(rename = "status")]
+    _status: String,
+}
+
+#[derive(Deserialize)]
+struct Name {
+    name: String,
+}
+
+impl Client for qmp::Client {
+    async fn connect(path: &Path) -> Self {
+        let client = Self::connect(qmp::Endpoint::unix(path)).await;
+        client.expect("the responder greets")
+    }
+
+    async fn status(&self) {
+        let status: Status = self
+            .execute("query-status", None::<()>)
+            .await
+            .expect("a status");
+        drop(status);
+    }
+
+    async fn seen(&self) -> (f64, f64) {
+        let name: Name = self
+            .execute("query-name", None::<()>)
+            .await
+            .expect("a name");
+        two(&name.name)
+    }
+
+    async fn schema(&self) -> usize {
+        let all: Vec<SchemaEntry> = self
+            .execute("query-qmp-schema", None::<()>)
+            .await
+            .expect("a schema");
+        checksum(&all, |entry| &entry.name)
+    }
+
+    async fn commands(&self) -> usize {
+        let all: Vec<CommandName> = self
+            .execute("query-commands", None::<()>)
+            .await
+            .expect("names");
+        checksum(&all, |command| &command.name)
+    }
+}
+
+/// The floor: a blocking loop over the bare socket, with the same typed decoding.
+struct Raw {
+    stream: Blocking,
+    input: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Answer<T> {
+    #[serde(rename = "return")]
+    value: T,
+}
+
+impl Raw {
+    fn connect(path: &Path) -> Self {
+        let stream = Blocking::connect(path).expect("the responder listens");
+        let mut raw = Self {
+            stream,
+            input: Vec::with_capacity(1 << 16),
+        };
+        raw.line();
+        raw.call(b"{\"execute\":\"qmp_capabilities\"}");
+        raw
+    }
+
+    /// Reads to the end of a line and gives where it ends.
+    fn line(&mut self) -> usize {
+        self.input.clear();
+        self.lines(1)
+    }
+
+    fn lines(&mut self, wanted: usize) -> usize {
+        let mut chunk = [0; 1 << 16];
+        let mut seen = 0;
+        loop {
+            let count = self.stream.read(&mut chunk).expect("an answer");
+            assert!(count > 0, "the responder is gone");
+            seen += chunk[..count].iter().filter(|byte| **byte == b'\n').count();
+            self.input.extend_from_slice(&chunk[..count]);
+            if seen >= wanted {
+                return self.input.len();
+            }
+        }
+    }
+
+    fn call(&mut self, request: &[u8]) {
+        self.stream
+            .write_all(request)
+            .expect("the responder listens");
+        self.line();
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, request: &[u8]) -> T {
+        self.call(request);
+        let answer: Answer<T> = serde_json::from_slice(&self.input).expect("an answer");
+        answer.value
+    }
+}
+
+const STATUS: &[u8] = b"{\"execute\":\"query-status\"}";
+
+fn say(name: &str, value: f64) {
+    println!("{name} {value}");
+}
+
+fn percentiles(mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    say("p50", micros(times[times.len() / 2]));
+    say("p99", micros(times[times.len() * 99 / 100]));
+}
+
+/// Everything that the floor is measured at.
+pub fn raw(scenario: &str, path: &Path, count: usize) {
+    let mut raw = Raw::connect(path);
+    match scenario {
+        "trip" | "qemu" => {
+            for _ in 0..count / 10 {
+                let _: Status = raw.ask(STATUS);
+            }
+            let mut times = Vec::with_capacity(count);
+            for _ in 0..count {
+                let start = Instant::now();
+                let _: Status = raw.ask(STATUS);
+                times.push(start.elapsed());
+            }
+            percentiles(times);
+            say("bytes", STATUS.len() as f64);
+        }
+        "many-8" => {
+            let eight = STATUS.repeat(8);
+            let start = Instant::now();
+            for _ in 0..count / 8 {
+                raw.stream.write_all(&eight).expect("the responder listens");
+                raw.input.clear();
+                raw.lines(8);
+                for line in raw.input.split(|byte| *byte == b'\n').take(8) {
+                    let _: Answer<Status> = serde_json::from_slice(line).expect("an answer");
+                }
+            }
+            say("each", start.elapsed().as_secs_f64() * 1e6 / count as f64);
+        }
+        "schema" => {
+            big(count, || {
+                let all: Vec<SchemaEntry> = raw.ask(b"{\"execute\":\"query-qmp-schema\"}");
+                checksum(&all, |entry| &entry.name)
+            });
+        }
+        "commands" => {
+            big(count, || {
+                let all: Vec<CommandName> = raw.ask(b"{\"execute\":\"query-commands\"}");
+                checksum(&all, |command| &command.name)
+            });
+        }
+        _ => {}
+    }
+}
+
+fn big(count: usize, mut ask: impl FnMut() -> usize) {
+    let mut times = Vec::new();
+    let mut sum = 0;
+    let (before, _) = count::memory();
+    for _ in 0..count {
+        let start = Instant::now();
+        sum = ask();
+        times.push(start.elapsed());
+    }
+    percentiles(times);
+    say("peak", count::memory().1 - before);
+    say("checksum", sum as f64);
+}
+
+/// Everything that any client can be measured at.
+pub async fn any<C: Client>(scenario: &str, path: &Path, count: usize) {
+    let client = C::connect(path).await;
+    match scenario {
+        "trip" | "qemu" => {
+            for _ in 0..count / 10 {
+                client.status().await;
+            }
+            if scenario == "trip" {
+                client.seen().await;
+            }
+            let mut times = Vec::with_capacity(count);
+            let before = count::allocations();
+            for _ in 0..count {
+                let start = Instant::now();
+                client.status().await;
+                times.push(start.elapsed());
+            }
+            let each = |total: f64| total / count as f64;
+            say("allocations", each((count::allocations() - before) as f64));
+            if scenario == "trip" {
+                let (reads, bytes) = client.seen().await;
+                // The question itself is seen as well.
+                say("sends", (reads - 1.0) / count as f64);
+                say("bytes", bytes / (count + 1) as f64);
+            }
+            percentiles(times);
+        }
+        "many-8" => many(&client, 8, count).await,
+        "many-16" => many(&client, 16, count).await,
+        "many-64" => many(&client, 64, count).await,
+        "schema" => big_async(count, || client.schema()).await,
+        "commands" => big_async(count, || client.commands()).await,
+        _ => {}
+    }
+}
+
+async fn many<C: Client>(client: &C, callers: usize, count: usize) {
+    let one = || async {
+        for _ in 0..count / callers {
+            client.status().await;
+        }
+    };
+    let start = Instant::now();
+    join_all((0..callers).map(|_| one())).await;
+    say("each", start.elapsed().as_secs_f64() * 1e6 / count as f64);
+}
+
+async fn big_async<F: Future<Output = usize>>(count: usize, ask: impl Fn() -> F) {
+    let mut times = Vec::new();
+    let mut sum = 0;
+    let (before, _) = count::memory();
+    for _ in 0..count {
+        let start = Instant::now();
+        sum = ask().await;
+        times.push(start.elapsed());
+    }
+    percentiles(times);
+    say("peak", count::memory().1 - before);
+    say("checksum", sum as f64);
+}
+
+/// What only ours is measured at.
+pub async fn ours(scenario: &str, path: &Path, count: usize) {
+    match scenario {
+        "events" => burst(path).await,
+        "idle" => idle(path, count).await,
+        _ => any::<Monitor>(scenario, path, count).await,
+    }
+}
+
+/// Counts, and feeds a stream that is read and one that is not.
+struct Sink {
+    seen: Arc<AtomicUsize>,
+    fast: Option<monitor_qmp::EventQueue>,
+    slow: monitor_qmp::EventQueue,
+}
+
+impl EventSink for Sink {
+    fn event(&mut self, event: Event) {
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        if let Some(fast) = &mut self.fast {
+            self.slow.event(event.clone());
+            fast.event(event);
+        }
+    }
+
+    fn closed(&mut self, _: &Closed) {}
+}
+
+async fn burst(path: &Path) {
+    for streams in [false, true] {
+        let (fast, mut reading) = events(BURST);
+        let (slow, _unread) = events(1000);
+        let seen = Arc::new(AtomicUsize::new(0));
+        let sink = Sink {
+            seen: Arc::clone(&seen),
+            fast: streams.then_some(fast),
+            slow,
+        };
+        let wire = UnixStream::connect(path)
+            .await
+            .expect("the responder listens");
+        let monitor = Monitor::connect(wire, Options::default(), sink, never()).await;
+        let monitor = monitor.expect("the responder greets");
+        // Once for the responder to make the burst, which is not what is measured.
+        let start = Instant::now();
+        monitor.execute(Stop, never()).await.expect("a burst");
+        assert_eq!(seen.load(Ordering::Relaxed), BURST, "an event was lost");
+        if streams {
+            let mut read = 0;
+            while read < BURST {
+                match reading.next().await {
+                    Some(Notice::Event(_)) => read += 1,
+                    other => panic!("{other:?} after {read} events"),
+                }
+            }
+            say("stream", BURST as f64 / start.elapsed().as_secs_f64());
+        } else {
+            say("sink", BURST as f64 / start.elapsed().as_secs_f64());
+            say("peak", count::memory().1);
+        }
+    }
+}
+
+async fn idle(path: &Path, count: usize) {
+    let mut all = Vec::with_capacity(count);
+    let first = <Monitor as Client>::connect(path).await;
+    first.status().await;
+    let (before, _) = count::memory();
+    for _ in 0..count {
+        let monitor = <Monitor as Client>::connect(path).await;
+        monitor.status().await;
+        all.push(monitor);
+    }
+    let (after, _) = count::memory();
+    say("each", (after - before) / count as f64);
+    // The same connections after each of some received 10 MB once.
+    let some = 50.min(count);
+    for monitor in &all[..some] {
+        monitor.commands().await;
+    }
+    say("after-big", (count::memory().0 - before) / count as f64);
+}

@@ -1,0 +1,230 @@
+//! The guest with a disk that the tests of the agent use, and what they do to it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_qga::{
+    Agent, FileLeases, FreezeLease, FreezePlan, FreezeState, FsfreezeStatus, GetFsinfo,
+    GetHostName, Options, Ping, Qga, QgaExt as _, SyncDelimited, freeze,
+};
+use driver::{AgentChannel, Disk, DiskFormat, Domain, Guest, StartOptions};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::rig::{Console, Rig};
+
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+/// What the guest is called in the store.
+pub(super) const NAME: &str = "web/1";
+
+pub(super) fn soon() -> Instant {
+    Instant::now() + 60 * SECOND
+}
+
+pub(super) fn within(millis: u64) -> Instant {
+    Instant::now() + Duration::from_millis(millis)
+}
+
+/// A guest whose agent's channel is the test's own.
+pub(super) struct Bench {
+    pub(super) domain: Domain,
+    pub(super) socket: PathBuf,
+    console: Console,
+    pub(super) store: PathBuf,
+}
+
+impl Bench {
+    pub(super) async fn boot(rig: &Rig) -> Self {
+        let socket = rig.dir.path().join("qga.sock");
+        let channel = format!("socket,id=qga,path={},server=on,wait=off", socket.display());
+        let guest = Guest {
+            agent: AgentChannel::None,
+            extra_arguments: [
+                "-device",
+                "virtio-serial-pci",
+                "-chardev",
+                &channel,
+                "-device",
+                "virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            disks: vec![Disk {
+                path: ext4(rig.dir.path()),
+                format: DiskFormat::Raw,
+                read_only: false,
+            }],
+            ..rig.guest("web")
+        };
+        let domain = rig
+            .driver
+            .start(guest, StartOptions::default())
+            .await
+            .expect("it starts");
+        let bench = Self {
+            domain,
+            socket,
+            console: rig.console("web"),
+            store: rig.dir.path().join("leases.json"),
+        };
+        let agent = bench.connect().await;
+        agent.wait_ready(soon()).await.expect("it boots");
+        let mounted = agent.execute(GetFsinfo, soon()).await.expect("it answers");
+        assert!(
+            mounted
+                .iter()
+                .any(|fs| fs.mountpoint == "/mnt" && fs.kind == "ext4"),
+            "{mounted:?}"
+        );
+        bench
+    }
+
+    /// A connection; whoever had the one before has dropped it.
+    pub(super) async fn connect(&self) -> Arc<dyn Qga> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .expect("QEMU listens");
+        Arc::new(Agent::new(stream, Options::default()))
+    }
+
+    pub(super) fn leases(&self) -> Arc<FileLeases> {
+        Arc::new(FileLeases::new(&self.store))
+    }
+
+    pub(super) async fn freeze(&self, agent: &Arc<dyn Qga>, hold: Duration) -> FreezeLease {
+        let plan = FreezePlan::new(NAME, hold);
+        let lease = freeze(agent.clone(), self.leases(), plan, soon())
+            .await
+            .expect("it freezes");
+        assert_eq!(lease.file_systems(), 1, "the one ext4");
+        lease
+    }
+
+    /// The number the guest wrote to its disk last.
+    pub(super) fn written(&self) -> Option<u64> {
+        let text = self.console.text();
+        let whole = text.rsplit_once('\n')?.0;
+        whole
+            .lines()
+            .rev()
+            .find_map(|line| line.trim().strip_prefix("wrote ")?.parse().ok())
+    }
+
+    /// Has the guest write to its disk for ever, and tell.
+    pub(super) async fn write_on(&self, agent: &Arc<dyn Qga>) {
+        let script = "n=0; while :; do echo $n >/mnt/n; echo \"wrote $n\" >/dev/console; n=$((n+1)); sleep 0.05; done";
+        exec(agent, script).await;
+        self.writes().await;
+    }
+
+    /// Waits until the guest writes.
+    pub(super) async fn writes(&self) {
+        let before = self.written();
+        let looking = async {
+            while self.written() <= before.map(|number| number + 2) || self.written().is_none() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if timeout(30 * SECOND, looking).await.is_err() {
+            panic!(
+                "the guest does not write, last {before:?}:\n{}",
+                self.console.text()
+            );
+        }
+    }
+
+    /// That the guest runs and does not write: the proof of a freeze that no agent can forge.
+    pub(super) async fn stands_still(&self) {
+        let before = self.written();
+        let tick = *self.console.ticks().last().expect("it counts");
+        self.console
+            .past(tick + 8, 30 * SECOND)
+            .await
+            .expect("the guest itself runs on");
+        let after = self.written();
+        // One write may have been done and not told.
+        assert!(
+            after <= before.map(|number| number + 1),
+            "wrote {before:?}, and then {after:?}"
+        );
+    }
+}
+
+/// An image with an empty ext4.
+pub(super) fn ext4(folder: &Path) -> PathBuf {
+    let image = folder.join("disk.raw");
+    File::create(&image)
+        .and_then(|file| file.set_len(64 << 20))
+        .expect("an image can be made");
+    let made = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"]
+        .iter()
+        .find_map(|program| {
+            Command::new(program)
+                .args(["-q", "-F", "-t", "ext4"])
+                .arg(&image)
+                .stdin(Stdio::null())
+                .status()
+                .ok()
+        });
+    let made = made.expect("mke2fs (package e2fsprogs) makes the guest's disk");
+    assert!(made.success(), "mke2fs: {made}");
+    image
+}
+
+/// Starts a script in the guest and does not wait for its end.
+pub(super) async fn exec(agent: &Arc<dyn Qga>, script: &str) {
+    let exec = agent_qga::Exec {
+        path: "/bin/sh".into(),
+        arg: vec!["-c".into(), script.into()],
+        ..Default::default()
+    };
+    agent.execute(exec, soon()).await.expect("it starts");
+}
+
+/// Stops the agent a moment from now, for so many seconds.
+pub(super) async fn stop_agent(agent: &Arc<dyn Qga>, seconds: u32) {
+    let script = format!(
+        "(sleep 0.5; kill -STOP $PPID; sleep {seconds}; kill -CONT $PPID) </dev/null >/dev/null 2>&1 &"
+    );
+    exec(agent, &script).await;
+    // Nothing tells when it has stopped, so it is asked until it does not answer.
+    let asking = async {
+        while agent.execute(Ping, within(200)).await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(30 * SECOND, asking).await.expect("it stops");
+}
+
+/// Answers that tell their questions apart.
+pub(super) async fn assert_answers_reach_their_callers(agent: &Arc<dyn Qga>) {
+    for id in 0..100 {
+        assert_eq!(
+            agent
+                .execute(SyncDelimited { id }, soon())
+                .await
+                .expect("it answers"),
+            id
+        );
+        if id % 10 == 0 {
+            assert_eq!(
+                agent
+                    .execute(GetHostName, soon())
+                    .await
+                    .expect("it answers")
+                    .host_name,
+                "guest"
+            );
+        }
+    }
+}
+
+pub(super) async fn status(agent: &Arc<dyn Qga>) -> FreezeState {
+    agent
+        .execute(FsfreezeStatus, soon())
+        .await
+        .expect("it answers")
+}

@@ -1,0 +1,82 @@
+//! `fuzz TARGET`: coverage-guided fuzzing of one parser or protocol machine, with cargo-fuzz.
+//!
+//! cargo-fuzz is found, or built into `target/tools`. What is new goes to `target/fuzz`, not
+//! into the committed corpus, and an input that fails is kept there and named.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::Failure;
+use crate::{run, workspace};
+
+/// How long if nothing is said: enough to find what is shallow.
+const SECONDS: &str = "60";
+
+pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (target, limit) = match words[..] {
+        [target] => (target, format!("-max_total_time={SECONDS}")),
+        [target, "--seconds", seconds] => (target, format!("-max_total_time={}", whole(seconds)?)),
+        [target, "--runs", runs] => (target, format!("-runs={}", whole(runs)?)),
+        _ => return Err(Failure::Usage("fuzz takes a target".into())),
+    };
+    let home = workspace::root().join("tests/fuzz");
+    let known = targets(&home)?;
+    if !known.iter().any(|name| name == target) {
+        let known = known.join(" ");
+        return Err(Failure::Usage(format!("no target '{target}', but {known}")));
+    }
+    let found = workspace::target()?.join("fuzz").join(target);
+    std::fs::create_dir_all(found.join("corpus"))
+        .map_err(Failure::because("make a folder for new inputs"))?;
+    let mut fuzz = Command::new(cargo_fuzz()?);
+    fuzz.current_dir(&home);
+    // It asks for nightly itself; our own toolchain's variables would overrule that.
+    fuzz.env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO");
+    fuzz.args(["fuzz", "run", "--fuzz-dir", "."]);
+    fuzz.arg("--target-dir")
+        .arg(workspace::target()?.join("fuzz/build"));
+    fuzz.arg(target).arg(found.join("corpus"));
+    fuzz.arg(home.join("corpus").join(target));
+    fuzz.args([
+        "--",
+        &limit,
+        "-timeout=10",
+        "-rss_limit_mb=1024",
+        "-print_final_stats=1",
+    ]);
+    fuzz.arg(format!("-artifact_prefix={}/", found.display()));
+    run::run(&mut fuzz)
+}
+
+fn whole(text: &str) -> Result<u64, Failure> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| Failure::Usage(format!("'{text}' is no whole number above 0")))
+}
+
+/// The targets there are, one file each.
+fn targets(home: &Path) -> Result<Vec<String>, Failure> {
+    let files = home.join("fuzz_targets").read_dir();
+    let files = files.map_err(Failure::because("list the targets"))?;
+    let mut names: Vec<_> = files
+        .filter_map(|file| Some(file.ok()?.path().file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn cargo_fuzz() -> Result<std::path::PathBuf, Failure> {
+    if let Some(found) = run::find_program("cargo-fuzz") {
+        return Ok(found);
+    }
+    let tools = workspace::target()?.join("tools");
+    let built = tools.join("bin/cargo-fuzz");
+    if !built.is_file() {
+        run::run_aside(
+            run::cargo()
+                .args(["install", "cargo-fuzz", "--root"])
+                .arg(&tools),
+        )?;
+    }
+    Ok(built)
+}
