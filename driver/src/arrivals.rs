@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use job_core::AsyncKind;
+use job_core::{AsyncKind, Guard as _};
 use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{
     CopyState, DestinationHost, Guest as Arriving, HostError, Load, MigrationId, Prepared, Ran,
@@ -25,8 +25,9 @@ use crate::error::{Cause, Error, io};
 use crate::events::What;
 use crate::guest::Guest;
 use crate::ops::AsyncOp;
+use crate::ops::destroy::cleaned_up;
 use crate::ops::migrate::Moving;
-use crate::ops::start::{bring_up, finish, give_up};
+use crate::ops::start::{bring_up, give_up, refuse_if_running, run};
 use crate::registry::Taken;
 
 /// How often QEMU is asked whether all was loaded.
@@ -38,16 +39,15 @@ const FD_NAME: &str = "vmwright-incoming";
 /// behind `remote_migrate::Destination`.
 pub struct Arrivals {
     context: Arc<Context>,
-    here: Mutex<HashMap<MigrationId, Arrival>>,
+    here: Mutex<HashMap<MigrationId, Arc<Arrival>>>,
 }
 
-/// One guest on its way, or arrived.
-#[derive(Clone)]
+/// One guest on its way, or arrived. Holds its QEMU weakly: this must not outlive the guest.
 struct Arrival {
     domain: Domain,
     is_new: bool,
     orders: mpsc::Sender<Order>,
-    live: Arc<Live>,
+    live: OnceLock<Weak<Live>>,
 }
 
 /// What the task that holds the job is told.
@@ -65,7 +65,7 @@ impl Arrivals {
         }
     }
 
-    fn find(&self, migration: MigrationId) -> Option<Arrival> {
+    fn find(&self, migration: MigrationId) -> Option<Arc<Arrival>> {
         self.here
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -90,6 +90,7 @@ impl Arrivals {
         let records = Records {
             definition: Some(guest),
             attached: None,
+            moved_away: false,
         };
         let make = |id| Inner::new(id, &name, uuid, &self.context, records);
         let inner = self
@@ -107,10 +108,23 @@ impl Arrivals {
     }
 
     async fn receive(&self, step: Step, guest: Guest) -> Result<Prepared, Error> {
+        let began = Instant::now();
         let (domain, is_new) = self.domain(guest.clone())?;
         let (orders, told) = mpsc::channel(4);
         let (ready, prepared) = oneshot::channel();
         let held = domain.clone();
+        // Known before anything is begun, so that a discard finds what a failure leaves behind.
+        let arrival = Arc::new(Arrival {
+            domain,
+            is_new,
+            orders,
+            live: OnceLock::new(),
+        });
+        {
+            let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+            here.retain(|_, arrival| !arrival.is_over());
+            here.insert(step.migration, arrival.clone());
+        }
         let (limit, mask) = (
             self.context.defaults.long,
             AsyncKind::MigrationIn.default_mask(),
@@ -128,31 +142,22 @@ impl Arrivals {
                 )
                 .await;
         });
-        let gone = |_| Cause::State("it could not be held, or its QEMU did not start".into());
-        let ready = timeout_at(step.deadline, prepared).await;
-        let (live, prepared) = ready
-            .map_err(|_| Cause::TimedOut {
-                what: "a QEMU to take the guest",
-                waited: Duration::ZERO,
-            })?
-            .map_err(gone)??;
-        let arrival = Arrival {
-            domain,
-            is_new,
-            orders,
-            live,
+        let late = |_| Cause::TimedOut {
+            what: "a QEMU to take the guest",
+            waited: began.elapsed(),
         };
-        self.here
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(step.migration, arrival);
+        let gone = |_| Cause::State("it is held, or the driver is shutting down".into());
+        let prepared = timeout_at(step.deadline, prepared).await.map_err(late)?;
+        let (live, prepared) = prepared.map_err(gone)??;
+        // The only place that sets it.
+        let _first = arrival.live.set(Arc::downgrade(&live));
         Ok(prepared)
     }
 
     /// What is there, by the word of the task that holds the job, or by what it left behind.
-    async fn look(&self, migration: MigrationId) -> Result<CopyState, Error> {
-        let Some(arrival) = self.find(migration) else {
-            return Ok(CopyState::Gone(Ran::Never));
+    async fn look(&self, step: Step) -> Result<CopyState, Error> {
+        let Some(arrival) = self.find(step.migration) else {
+            return self.look_for_stray(step).await;
         };
         let (answer, looked) = oneshot::channel();
         if arrival.orders.send(Order::Look(answer)).await.is_ok()
@@ -161,18 +166,37 @@ impl Arrivals {
             return looked;
         }
         // The job has ended: it was started, or it is gone.
-        let is_here = arrival
-            .domain
-            .0
-            .live()
-            .is_some_and(|live| Arc::ptr_eq(&live, &arrival.live));
-        let has_run = arrival.live.has_run();
-        Ok(match (is_here, has_run) {
+        let Some(live) = arrival.live.get() else {
+            return Ok(CopyState::Gone(Ran::Never));
+        };
+        let live = live.upgrade();
+        let here = arrival.domain.0.live();
+        let is_here = live
+            .as_ref()
+            .is_some_and(|live| here.is_some_and(|here| Arc::ptr_eq(live, &here)));
+        Ok(match (is_here, live.is_some_and(|live| live.has_run())) {
             (true, true) => CopyState::Started,
             (true, false) => CopyState::Incoming,
-            (false, true) => CopyState::Gone(Ran::Maybe),
-            (false, false) => CopyState::Gone(Ran::Never),
+            (false, _) => CopyState::Gone(Ran::Maybe),
         })
+    }
+
+    /// This process knows nothing of the migration; an earlier one may have left its QEMU.
+    async fn look_for_stray(&self, step: Step) -> Result<CopyState, Error> {
+        let socket = self
+            .context
+            .run_dir
+            .join(step.domain.to_string())
+            .join("monitor.sock");
+        refuse_if_running(&socket).await?;
+        Ok(CopyState::Gone(Ran::Maybe))
+    }
+}
+
+impl Arrival {
+    /// Whether its QEMU was there and is not any more.
+    fn is_over(&self) -> bool {
+        self.orders.is_closed() && self.live.get().is_none_or(|live| live.strong_count() == 0)
     }
 }
 
@@ -190,7 +214,7 @@ impl DestinationHost for Arrivals {
 
     async fn load(&self, step: Step) -> Result<Load, HostError> {
         loop {
-            match self.look(step.migration).await.map_err(HostError::new)? {
+            match self.look(step).await.map_err(HostError::new)? {
                 CopyState::Complete | CopyState::Started => return Ok(Load::Complete),
                 CopyState::Gone(_) => {
                     return Ok(Load::Failed(
@@ -221,22 +245,24 @@ impl DestinationHost for Arrivals {
 
     async fn discard(&self, step: Step) -> Result<(), HostError> {
         let Some(arrival) = self.find(step.migration) else {
-            return Ok(());
+            return self
+                .look_for_stray(step)
+                .await
+                .map(|_| ())
+                .map_err(HostError::new);
         };
         // A task that has ended took its QEMU with it, or never had one.
         let _told = arrival.orders.send(Order::Discard).await;
-        let is_gone = |seen: &crate::Observed| seen.run == crate::Run::Off;
-        arrival
-            .domain
-            .wait_for(is_gone, step.deadline)
-            .await
-            .map_err(HostError::new)?;
+        if let Some(live) = arrival.live.get().and_then(Weak::upgrade) {
+            cleaned_up(&arrival.domain, &live, step.deadline)
+                .await
+                .map_err(HostError::new)?;
+        }
         if arrival.is_new {
-            // Off and held by nobody: there is nothing that could keep it.
+            // Off, and held by nobody once the arrival's own job has ended.
             arrival
                 .domain
-                .remove()
-                .until(step.deadline)
+                .remove_after_job(step.deadline)
                 .await
                 .map_err(HostError::new)?;
         }
@@ -245,7 +271,7 @@ impl DestinationHost for Arrivals {
     }
 
     async fn inspect(&self, step: Step) -> Result<CopyState, HostError> {
-        self.look(step.migration).await.map_err(HostError::new)
+        self.look(step).await.map_err(HostError::new)
     }
 }
 
@@ -256,6 +282,11 @@ async fn hold(
     mut told: mpsc::Receiver<Order>,
     ready: oneshot::Sender<Result<(Arc<Live>, Prepared), Error>>,
 ) -> Result<(), Error> {
+    let definition = guest.clone();
+    op.with_state(|records| {
+        records.definition = Some(definition);
+        records.moved_away = false;
+    })?;
     let (live, listener) = match open(&mut op, &guest).await {
         Ok((live, listener, prepared)) => {
             // Nobody waits for it any more: the orders, or their end, say what becomes of it.
@@ -269,7 +300,8 @@ async fn hold(
         }
     };
     let end = obey(&mut op, &live, &listener, &mut told).await;
-    if end.is_err() {
+    // Once it may have run it is the guest, whatever went wrong then: it is not ended for that.
+    if end.is_err() && !live.has_run() {
         give_up(&live);
     }
     end
@@ -319,10 +351,12 @@ async fn obey(
     told: &mut mpsc::Receiver<Order>,
 ) -> Result<(), Error> {
     op.set_phase("prepare");
+    let token = op.job().token();
     let mut is_connected = false;
     loop {
         let order = tokio::select! {
             order = told.recv() => order,
+            _ = token.stop() => None,
             accepted = listener.accept(), if !is_connected => {
                 let (stream, _) = accepted.map_err(io("accept on", "migrate.sock"))?;
                 let stream = stream.into_std().map_err(io("take over", "migrate.sock"))?;
@@ -335,24 +369,28 @@ async fn obey(
                 continue;
             }
         };
+        // A slow stream does not take from the time that an order has.
+        let patience = op.domain().0.context.defaults.command;
+        op.extend(patience);
         match order {
             Some(Order::Look(answer)) => {
                 let looked = look(op, live).await;
                 // Who asked may have left.
                 let _late = answer.send(looked);
             }
-            Some(Order::Start(run, answer)) => {
+            Some(Order::Start(state, answer)) => {
                 op.set_phase("finish");
                 op.job().pass_point_of_return();
                 live.mark_run();
-                let started = finish(op, live, run == RunState::Running).await;
-                let is_started = started.is_ok();
-                let _late = answer.send(started);
-                return if is_started {
-                    Ok(())
-                } else {
-                    Err(Cause::State("it was not started".into()).into())
+                let started = run(op, live, state == RunState::Running).await;
+                let end = match &started {
+                    Ok(()) => Ok(()),
+                    Err(error) => {
+                        Err(Cause::State(format!("it may not have been started: {error:#}")).into())
+                    }
                 };
+                let _late = answer.send(started);
+                return end;
             }
             Some(Order::Discard) | None => {
                 give_up(live);

@@ -1,14 +1,16 @@
 //! Assembling a driver: what it connects through, where its guests live, how long things may take.
 
 use std::fmt;
-use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
 use remote_migrate::{Journal, MemoryJournal};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport_host::Transports;
@@ -22,6 +24,11 @@ use crate::registry::Registry;
 
 /// How many things a driver remembers for those who follow it.
 const DRIVER_LOG: usize = 4096;
+
+/// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
+const LONGEST_SOCKET_PATH: usize = 107;
+/// The longest a guest's socket adds to the run directory: its uuid, and the socket's own name.
+const LONGEST_NAME: usize = "/00000000-0000-0000-0000-000000000000/migrate.sock".len();
 
 /// A driver to be. Nothing happens until [`build`](Self::build).
 #[must_use = "nothing happens until it is built"]
@@ -109,7 +116,9 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, or others may write to it, [`Io`](crate::ErrorKind::Io)
+    /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, is too
+    /// long for sockets in it, or others may write to it,
+    /// [`Exists`](crate::ErrorKind::Exists) if another driver uses it, [`Io`](crate::ErrorKind::Io)
     /// if it cannot be made.
     pub fn build(self) -> Result<Driver, Error> {
         let failed = |cause: Cause| Error::new("build the driver", None, cause);
@@ -120,12 +129,22 @@ impl Builder {
             );
             return Err(failed(Cause::BadRequest(text)));
         }
+        let longest = self.run_dir.as_os_str().len() + LONGEST_NAME;
+        if longest > LONGEST_SOCKET_PATH {
+            let text = format!(
+                "sockets in {} would have paths of {longest} bytes, and at most {LONGEST_SOCKET_PATH} are possible: choose a \
+                 shorter run directory",
+                self.run_dir.display()
+            );
+            return Err(failed(Cause::BadRequest(text)));
+        }
         let made = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.run_dir);
         made.map_err(io("make", &self.run_dir)).map_err(failed)?;
         check_private(&self.run_dir).map_err(failed)?;
+        let lock = lock(&self.run_dir).map_err(failed)?;
         let context = Context {
             transports: self.transports,
             run_dir: self.run_dir,
@@ -141,12 +160,33 @@ impl Builder {
             registry: Registry::default(),
             tracker: TaskTracker::new(),
             closing: CancellationToken::new(),
+            watchers: TaskTracker::new(),
+            parting: CancellationToken::new(),
+            _lock: lock,
         };
-        context.tracker.spawn(Context::sweep(
-            context.overdue.clone(),
-            context.closing.clone(),
-        ));
+        let sweep = Context::sweep(context.overdue.clone(), context.parting.clone());
+        context.watchers.spawn(sweep);
         Ok(Driver::new(Arc::new(context)))
+    }
+}
+
+/// Two drivers on one run directory would each take the other's guests for leftovers.
+fn lock(run_dir: &Path) -> Result<File, Cause> {
+    let path = run_dir.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let file = file.map_err(io("open", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(Cause::Exists(format!(
+            "another driver uses {}",
+            run_dir.display()
+        ))),
+        Err(error) => Err(io("lock", &path)(error.into())),
     }
 }
 

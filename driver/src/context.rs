@@ -1,5 +1,6 @@
 //! What all domains of a driver share. Immutable once built; what changes inside locks itself (R4).
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,13 +72,21 @@ pub(crate) struct Context {
     pub(crate) overdue: Overdue,
     pub(crate) log: Arc<Log>,
     pub(crate) registry: Registry,
+    /// Operations. A shutdown waits for them.
     pub(crate) tracker: TaskTracker,
+    /// No new operation begins.
     pub(crate) closing: CancellationToken,
+    /// What watches guests and sweeps. They serve the last operations, and end after them.
+    pub(crate) watchers: TaskTracker,
+    /// The watchers end, and leave the guests running.
+    pub(crate) parting: CancellationToken,
+    /// Keeps a second driver off the run directory for as long as this one lives.
+    pub(crate) _lock: File,
 }
 
 impl Context {
     /// The driver's one timer: looks at domains that have something overdue, and sleeps for ever while none has.
-    pub(crate) async fn sweep(overdue: Overdue, closing: CancellationToken) {
+    pub(crate) async fn sweep(overdue: Overdue, parting: CancellationToken) {
         let sweeping = async {
             loop {
                 overdue.filled().await;
@@ -85,6 +94,6 @@ impl Context {
                 overdue.sweep();
             }
         };
-        closing.run_until_cancelled(sweeping).await;
+        parting.run_until_cancelled(sweeping).await;
     }
 }

@@ -54,6 +54,8 @@ pub struct Records {
     pub definition: Option<Guest>,
     /// The address of its monitor, for one that was attached.
     pub attached: Option<String>,
+    /// Whether the guest moved to another host: it is not started here until it comes back.
+    pub moved_away: bool,
 }
 
 /// One row of a list of domains.
@@ -279,6 +281,16 @@ impl Inner {
         let old = place.take_if(|found| Arc::ptr_eq(found, live));
         drop(place);
         drop(old);
+    }
+
+    /// Lets go of the guest, and leaves it running.
+    pub(crate) fn let_go(&self) {
+        let guest = self
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(guest);
     }
 
     /// Ends the generation: all who wait or hold learn that the guest is gone. The clean-up is first in the next one.

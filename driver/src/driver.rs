@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use remote_migrate::Journal;
 use tokio::time::timeout_at;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::arrivals::Arrivals;
@@ -32,7 +33,9 @@ struct Owner(Arc<Context>);
 impl Drop for Owner {
     fn drop(&mut self) {
         self.0.closing.cancel();
+        self.0.parting.cancel();
         self.0.tracker.close();
+        self.0.watchers.close();
         self.0.registry.clear();
     }
 }
@@ -64,6 +67,7 @@ impl Driver {
         let records = Records {
             definition: Some(guest),
             attached: None,
+            moved_away: false,
         };
         let make = |id| Inner::new(id, &name, uuid, self.context(), records);
         let inner = self
@@ -107,6 +111,10 @@ impl Driver {
     pub fn restore(&self, path: impl Into<PathBuf>) -> Call<Domain> {
         let (driver, path) = (self.clone(), path.into());
         Call::new(self.context().defaults.long, move |deadline| async move {
+            if !path.is_absolute() {
+                let text = format!("{} is not an absolute path", path.display());
+                return Err(Error::new("restore", None, Cause::BadRequest(text)));
+            }
             let head = {
                 let path = path.clone();
                 let opened = tokio::task::spawn_blocking(move || SaveFile::open(&path)).await;
@@ -203,24 +211,36 @@ impl Driver {
         let context = self.context();
         context.closing.cancel();
         context.tracker.close();
-        let late = |_| {
+        let ended = timeout_at(deadline, context.tracker.wait()).await;
+        // Those that watch serve the last operations; only now they may go.
+        context.parting.cancel();
+        context.watchers.close();
+        let parted = timeout_at(deadline, context.watchers.wait()).await;
+        for domain in context.registry.all() {
+            // Frees QEMU's one place for a client, for whoever comes next.
+            domain.let_go();
+        }
+        ended.and(parted).map_err(|_| {
             let cause = Cause::TimedOut {
                 what: "running operations",
                 waited: began.elapsed(),
             };
             Error::new("shut the driver down", None, cause)
-        };
-        timeout_at(deadline, context.tracker.wait())
-            .await
-            .map_err(late)
+        })
     }
 
     /// The same result, and without the domain if it is a failure.
     async fn or_forget(&self, domain: &Domain, call: Call<()>) -> Result<(), Error> {
         let result = call.await;
         if result.is_err() {
-            // It may be shutting down its QEMU still; then it stays, and shows why.
-            let _kept = domain.remove().await;
+            let deadline = Deadline::now() + self.context().defaults.destroy;
+            if let Err(error) = domain.remove_after_job(deadline).await {
+                warn!(
+                    domain = domain.name(),
+                    error = format!("{error:#}"),
+                    "a domain that could not be started stays"
+                );
+            }
         }
         result
     }

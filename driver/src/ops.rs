@@ -13,7 +13,7 @@
 mod agent;
 mod attach;
 mod call;
-mod destroy;
+pub(crate) mod destroy;
 mod held;
 mod lent;
 pub(crate) mod migrate;
@@ -25,7 +25,9 @@ pub(crate) mod start;
 use std::sync::PoisonError;
 
 use job_core::{AgentKind, Ask, AsyncKind, Guard, JobKind, KindSet, Label, Outcome};
-use tokio::time::{Instant, sleep_until};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{Instrument, info_span};
 
 use crate::domain::Domain;
@@ -41,6 +43,10 @@ pub use start::StartOptions;
 
 pub(crate) use attach::attach;
 
+/// An operation that is out of time still undoes what it did, and its caller is told how that went. More than any undoing
+/// here gives itself.
+const UNDOING: Duration = Duration::from_secs(60);
+
 /// Until when something may take, on tokio's clock.
 pub type Deadline = Instant;
 impl Domain {
@@ -48,8 +54,8 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](ErrorKind::TimedOut), which names the holder, and the other ways in which a job is not granted; what
-    /// `body` returns; [`Panicked`](ErrorKind::Panicked) if it panics.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut), which names the holder, and the other ways in which a job is not granted; what
+    /// `body` returns; [`Panicked`](crate::ErrorKind::Panicked) if it panics.
     ///
     /// # Cancel safety
     ///
@@ -76,7 +82,7 @@ impl Domain {
             .await
             .map_err(|error| self.error(owner.clone(), error))?;
         let domain = self.clone();
-        self.on_own_task(owner, job, move |job| {
+        self.on_own_task(owner, job, deadline, move |job| {
             body(Op {
                 domain,
                 job,
@@ -117,7 +123,7 @@ impl Domain {
             .await
             .map_err(|error| self.error(owner.clone(), error))?;
         let domain = self.clone();
-        self.on_own_task(owner, job, move |job| {
+        self.on_own_task(owner, job, deadline, move |job| {
             body(AgentOp {
                 domain,
                 job,
@@ -160,7 +166,7 @@ impl Domain {
             .await
             .map_err(|error| self.error(owner.clone(), error))?;
         let domain = self.clone();
-        self.on_own_task(owner, job, move |job| {
+        self.on_own_task(owner, job, deadline, move |job| {
             body(AsyncOp {
                 domain,
                 job,
@@ -171,7 +177,13 @@ impl Domain {
     }
 
     /// Lends the job to `body` on a task of its own, and ends it with the outcome that body had.
-    async fn on_own_task<J, T, F, B>(&self, owner: Label, job: J, body: B) -> Result<T, Error>
+    async fn on_own_task<J, T, F, B>(
+        &self,
+        owner: Label,
+        job: J,
+        deadline: Deadline,
+        body: B,
+    ) -> Result<T, Error>
     where
         J: Ends + Guard + Send + 'static,
         B: FnOnce(Lent<J>) -> F + Send + 'static,
@@ -208,7 +220,17 @@ impl Domain {
             });
             result
         };
-        match self.0.context.tracker.spawn(work.instrument(span)).await {
+        let began = Instant::now();
+        let task = self.0.context.tracker.spawn(work.instrument(span));
+        // What hangs where no deadline reaches (a file on a dead mount) keeps its job, but not its caller.
+        let Ok(ended) = timeout_at(deadline + UNDOING, task).await else {
+            let cause = Cause::TimedOut {
+                what: "its own end",
+                waited: began.elapsed(),
+            };
+            return Err(self.error(owner, cause));
+        };
+        match ended {
             Ok(result) => result,
             Err(error) => {
                 let text = error

@@ -89,10 +89,19 @@ fn spawn(launch: Launch) -> io::Result<(u32, OwnedFd)> {
     // SAFETY: between fork and exec the closure makes two system calls and allocates nothing, so it cannot meet a lock
     // that another thread held at the fork.
     unsafe { command.pre_exec(prepare) };
-    let child = command.spawn()?;
+    let mut child = command.spawn()?;
     // Nobody has waited for the child yet, so its pid cannot have been given to another process.
-    let pidfd = rustix::process::pidfd_open(pid(child.id())?, PidfdFlags::empty())?;
-    Ok((child.id(), pidfd))
+    let opened =
+        pid(child.id()).and_then(|pid| Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?));
+    match opened {
+        Ok(pidfd) => Ok((child.id(), pidfd)),
+        Err(error) => {
+            // Out of descriptors, say: what cannot be watched must not run.
+            let _ended = child.kill();
+            let _status = child.wait();
+            Err(error)
+        }
+    }
 }
 
 fn pid(number: u32) -> io::Result<Pid> {
@@ -152,6 +161,15 @@ impl Process {
         })
     }
 
+    /// As [`watch`](Self::watch), and kills what cannot be watched.
+    pub(crate) fn watch_or_kill(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+        let kept = pidfd.try_clone()?;
+        Self::watch(pid, pidfd).inspect_err(|_| {
+            // The caller is told of the first failure; a second one would add nothing.
+            let _killed = rustix::process::pidfd_send_signal(&kept, Signal::KILL);
+        })
+    }
+
     /// Watches a process that somebody else started, if `is_it` still holds once its pidfd is open: a pid that was
     /// reused before cannot be mistaken then. It is not reaped.
     ///
@@ -184,24 +202,38 @@ impl Process {
     ///
     /// Cancel safe.
     pub async fn exited(&self) -> Exit {
-        // The pidfd of an ended process stays readable, so an error here can only mean that the runtime shuts down.
-        let _ready = self.pidfd.readable().await;
-        let mut exit = self.exit.lock().await;
-        *exit.get_or_insert_with(|| self.reap())
+        loop {
+            let Ok(mut ready) = self.pidfd.readable().await else {
+                // The runtime shuts down, and with it whoever waits here.
+                return std::future::pending().await;
+            };
+            let mut exit = self.exit.lock().await;
+            if let Some(exit) = *exit {
+                return exit;
+            }
+            if let Some(found) = self.reap() {
+                *exit = Some(found);
+                return found;
+            }
+            ready.clear_ready();
+        }
     }
 
-    fn reap(&self) -> Exit {
+    /// How it ended, if it did.
+    fn reap(&self) -> Option<Exit> {
         let mut options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         if !self.is_ours {
             options |= WaitIdOptions::NOWAIT;
         }
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            Ok(Some(status)) => Some(match (status.exit_status(), status.terminating_signal()) {
                 (Some(status), _) => Exit::Status(status),
                 (None, Some(signal)) => Exit::Signal(signal),
                 (None, None) => Exit::Unknown,
-            },
-            Ok(None) | Err(_) => Exit::Unknown,
+            }),
+            Ok(None) => None,
+            // Not our child: that its pidfd is readable is all there is to know.
+            Err(_) => Some(Exit::Unknown),
         }
     }
 

@@ -34,6 +34,9 @@ impl Registry {
         uuid: Uuid,
         make: impl FnOnce(u64) -> Arc<Inner>,
     ) -> Result<Arc<Inner>, Taken> {
+        // Made before any shard is locked: it runs code of the daemon's author.
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let domain = make(id);
         // The name is reserved first and given back if the uuid is taken, so that both change as one for every reader:
         // a name without a domain is not found.
         match self.names.entry(name.to_owned()) {
@@ -46,8 +49,6 @@ impl Registry {
                 Err(Taken::Uuid)
             }
             Entry::Vacant(place) => {
-                let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-                let domain = make(id);
                 place.insert(domain.clone());
                 self.ids.insert(id, uuid);
                 Ok(domain)

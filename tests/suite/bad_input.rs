@@ -22,6 +22,8 @@ tests! {
     a_qemu_that_exits_at_once_leaves_its_last_words_in_the_error,
     a_qemu_that_is_no_qemu_is_named,
     a_run_directory_that_others_may_write_to_is_refused,
+    a_second_driver_on_one_run_directory_is_refused,
+    a_save_to_a_relative_path_is_refused,
     a_run_directory_that_is_too_long_for_sockets_is_called_so,
 }
 
@@ -212,13 +214,8 @@ async fn a_qemu_that_is_no_qemu_is_named(rig: Rig) {
 async fn a_run_directory_that_is_too_long_for_sockets_is_called_so(rig: Rig) {
     let transports = rig.env.transports().expect("the staged plugins load");
     let deep = rig.dir.path().join("x".repeat(90));
-    let driver = Driver::builder(transports, deep)
-        .qemu(&rig.env.qemu)
+    let error = Driver::builder(transports, deep)
         .build()
-        .expect("it can be made");
-    let error = driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
         .expect_err("too long");
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error:#}");
     assert!(
@@ -237,4 +234,26 @@ async fn a_run_directory_that_others_may_write_to_is_refused(rig: Rig) {
         .expect_err("not private");
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error:#}");
     assert!(error.to_string().contains("mode 777"), "{error}");
+}
+
+async fn a_second_driver_on_one_run_directory_is_refused(rig: Rig) {
+    let transports = rig.env.transports().expect("the staged plugins load");
+    let error = Driver::builder(transports, rig.dir.path().join("run"))
+        .build()
+        .expect_err("it is in use");
+    assert_eq!(error.kind(), ErrorKind::Exists, "{error:#}");
+}
+
+async fn a_save_to_a_relative_path_is_refused(rig: Rig) {
+    let domain = rig
+        .driver
+        .start(rig.empty("web"), StartOptions::default())
+        .await
+        .expect("it starts");
+    let error = domain
+        .save("web.save", driver::SaveOptions::default())
+        .await
+        .expect_err("relative to what");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error:#}");
+    assert!(domain.query_status().await.expect("it answers").running);
 }

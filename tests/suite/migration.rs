@@ -14,6 +14,9 @@ use crate::rig::{Rig, Signal, boot, jobs_until, kill};
 tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
     a_guest_moves_there_and_back,
+    a_guest_that_moved_away_is_not_started_where_it_was,
+    a_guest_that_arrived_is_saved_and_restored,
+    a_guest_on_its_way_is_destroyed_at_once,
     a_paused_guest_arrives_paused,
     a_cancelled_migration_leaves_the_guest_where_it_was,
     a_destination_that_dies_leaves_the_guest_where_it_was,
@@ -198,4 +201,84 @@ async fn a_query_passes_beside_a_migration_and_a_modify_waits(rig: Rig) {
         .await
         .expect("no panic")
         .expect_err("it was cancelled");
+}
+
+async fn a_guest_that_moved_away_is_not_started_where_it_was(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let domain = rig
+        .driver
+        .start(rig.guest("web"), StartOptions { paused: true })
+        .await
+        .expect("it starts");
+    domain
+        .migrate(peer(&there), MigrateOptions::default())
+        .await
+        .expect("it moves");
+    let error = domain.start().await.expect_err("it would run twice");
+    assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
+    assert!(
+        error.to_string().contains("moved to another host"),
+        "{error}"
+    );
+}
+
+async fn a_guest_that_arrived_is_saved_and_restored(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    domain
+        .migrate(peer(&there), slow_at_first())
+        .await
+        .expect("it moves");
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    let path = there.dir.path().join("web.save");
+    moved
+        .save(&path, driver::SaveOptions::default())
+        .await
+        .expect("its return path is not in the way");
+    let restored = there
+        .driver
+        .restore(&path)
+        .await
+        .expect("at once: the save has cleaned up");
+    assert!(restored.query_status().await.expect("it answers").running);
+    let console = rig.console("web");
+    let last = *console.ticks().last().expect("it counted");
+    console
+        .past(last, 20 * SECOND)
+        .await
+        .expect("and counts on");
+    let ticks = console.ticks();
+    assert!(
+        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "no gap, no repeat: {ticks:?}"
+    );
+}
+
+/// Leaves a bandwidth behind that a save must not inherit.
+fn slow_at_first() -> MigrateOptions {
+    MigrateOptions {
+        bandwidth: Some(64 << 20),
+        ..MigrateOptions::default()
+    }
+}
+
+async fn a_guest_on_its_way_is_destroyed_at_once(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    let copy = there
+        .driver
+        .by_uuid(domain.uuid())
+        .expect("it is on its way");
+    // Within its default limit: no guard of the old guest has to be evicted first.
+    copy.destroy().await.expect("the copy ends");
+    moving
+        .await
+        .expect("no panic")
+        .expect_err("there is no destination");
+    assert!(
+        domain.query_status().await.expect("it answers").running,
+        "it goes on here"
+    );
 }

@@ -8,6 +8,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use driver::{Defaults, Domain, Driver, Error, Guest, Kernel, Serial};
@@ -70,7 +72,8 @@ impl Env {
 pub(crate) struct Rig {
     pub(crate) env: Env,
     pub(crate) driver: Driver,
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
+    leave: AtomicBool,
 }
 
 impl Rig {
@@ -88,7 +91,8 @@ impl Rig {
         Self {
             env: env.clone(),
             driver: driver.expect("the run directory can be made"),
-            dir,
+            dir: Arc::new(dir),
+            leave: AtomicBool::new(false),
         }
     }
 
@@ -123,6 +127,16 @@ impl Rig {
         self.dir.path().join(format!("{name}.console"))
     }
 
+    /// Lets go of the driver and of `domain`, the last handle on it, and leaves its guest running. Whoever calls this
+    /// ends that.
+    pub(crate) fn into_parts(self, domain: Domain) -> (Env, Arc<TempDir>) {
+        let parts = (self.env.clone(), self.dir.clone());
+        // Not a domain of the driver any more, so that its guest is not ended with this rig.
+        self.leave.store(true, Ordering::SeqCst);
+        drop(domain);
+        parts
+    }
+
     pub(crate) fn console(&self, name: &str) -> Console {
         Console(self.console_path(name))
     }
@@ -130,6 +144,9 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
+        if self.leave.load(Ordering::SeqCst) {
+            return;
+        }
         for domain in self.driver.domains() {
             if domain.records().attached.is_none()
                 && let Some(pid) = domain.observed().pid

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent_qga::Qga;
 use job_core::GoneWhy;
-use monitor_qmp::{Qmp, command};
+use monitor_qmp::{Qmp, Request, command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -115,8 +115,13 @@ async fn ask(domain: &Arc<Inner>, live: &Arc<Live>) -> Result<(), monitor_qmp::E
         return Ok(());
     };
     let deadline = Instant::now() + RESYNC;
-    let status = monitor.execute(command::QueryStatus, deadline).await?;
-    domain.observe(Observation::Status(status.status));
+    let reply = monitor
+        .call(Request::new(&command::QueryStatus, deadline)?)
+        .await?;
+    // An answer that cannot be read says nothing; the next event will.
+    if let Ok(status) = reply.decode::<command::Status>() {
+        domain.observe(Observation::Status(status.status, reply.sequence));
+    }
     let channels = monitor.execute(command::QueryChardev, deadline).await?;
     let agent = channels
         .iter()

@@ -28,9 +28,9 @@ const CLEANUP: Duration = Duration::from_secs(60);
 
 /// Follows a guest to its end.
 pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
-    let closing = domain.context.closing.clone();
+    let parting = domain.context.parting.clone();
     // A driver that goes away leaves its guests running.
-    let Some((why, is_over)) = closing.run_until_cancelled(end_of(&domain, &live)).await else {
+    let Some((why, is_over)) = parting.run_until_cancelled(end_of(&domain, &live)).await else {
         return;
     };
     info!(domain = %domain.name, generation = live.generation, %why, "guest ended");
@@ -50,7 +50,7 @@ pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
         domain.clear_live(&live);
         return;
     };
-    if let Some(exit) = closing.run_until_cancelled(process.exited()).await {
+    if let Some(exit) = parting.run_until_cancelled(process.exited()).await {
         let why = live.doomed().unwrap_or_else(|| died(&domain, &live, exit));
         let cleanup = domain.end_generation(live.generation, &why);
         domain.observe(Observation::Ended(why));
@@ -73,6 +73,7 @@ async fn end_of(domain: &Inner, live: &Live) -> (GoneWhy, bool) {
             end = exited(process) => end,
             () = live.wait_monitor_closed() => match timeout(EXIT_AFTER_EOF, exited(process)).await {
                 Ok(end) => end,
+                Err(_) if live.doomed().is_some() => exited(process).await,
                 Err(_) => {
                     let text = format!("its monitor's connection was lost while QEMU, process {}, runs on", process.pid());
                     (GoneWhy::Left(text.into()), false)

@@ -32,6 +32,8 @@ pub struct Observed {
     pub shutdown: Option<Shutdown>,
     /// How the last guest ended.
     pub ended: Option<GoneWhy>,
+    /// The place on the wire of the last event that was applied.
+    pub(crate) told: u64,
     /// Counts the changes.
     pub revision: u64,
 }
@@ -77,9 +79,9 @@ pub(crate) enum Observation<'a> {
     /// The monitor greeted.
     Greeted(Release),
     /// An event came.
-    Event(&'a QmpEvent),
-    /// `query-status` answered.
-    Status(command::RunState),
+    Event(&'a QmpEvent, u64),
+    /// `query-status` answered, at that place on the wire.
+    Status(command::RunState, u64),
     /// `query-chardev` answered for the agent's channel.
     AgentPort(bool),
     /// The monitor's health changed.
@@ -104,6 +106,7 @@ impl Observed {
             migration: None,
             shutdown: None,
             ended: None,
+            told: 0,
             revision: 0,
         }
     }
@@ -133,7 +136,9 @@ impl Observed {
                 self.qemu = Some(version);
                 None
             }
-            Observation::Status(status) => Some(Run::Qemu(status)),
+            // An event that came after the answer knows better.
+            Observation::Status(_, place) if place < self.told => None,
+            Observation::Status(status, _) => Some(Run::Qemu(status)),
             Observation::AgentPort(open) => {
                 self.agent_open = open;
                 None
@@ -150,32 +155,35 @@ impl Observed {
                 self.pid = None;
                 Some(Run::Off)
             }
-            Observation::Event(event) => match event {
-                QmpEvent::Stop if self.run.is_running() || self.run == Run::Starting => {
-                    Some(Run::Qemu(RunState::Paused))
+            Observation::Event(event, place) => {
+                self.told = self.told.max(place);
+                match event {
+                    QmpEvent::Stop if self.run.is_running() || self.run == Run::Starting => {
+                        Some(Run::Qemu(RunState::Paused))
+                    }
+                    QmpEvent::Resume => Some(Run::Qemu(RunState::Running)),
+                    QmpEvent::Suspend => Some(Run::Qemu(RunState::Suspended)),
+                    QmpEvent::Wakeup => Some(Run::Qemu(RunState::Running)),
+                    QmpEvent::GuestPanicked(_) => Some(Run::Qemu(RunState::GuestPanicked)),
+                    QmpEvent::Shutdown(shutdown) => {
+                        self.shutdown = Some(shutdown.clone());
+                        Some(Run::Qemu(RunState::Shutdown))
+                    }
+                    QmpEvent::VserportChange(port) => {
+                        self.agent_open = port.open;
+                        None
+                    }
+                    QmpEvent::BalloonChange(actual) => {
+                        self.memory = Some(*actual);
+                        None
+                    }
+                    QmpEvent::Migration(status) => {
+                        self.migration = Some(status.clone());
+                        None
+                    }
+                    _ => None,
                 }
-                QmpEvent::Resume => Some(Run::Qemu(RunState::Running)),
-                QmpEvent::Suspend => Some(Run::Qemu(RunState::Suspended)),
-                QmpEvent::Wakeup => Some(Run::Qemu(RunState::Running)),
-                QmpEvent::GuestPanicked(_) => Some(Run::Qemu(RunState::GuestPanicked)),
-                QmpEvent::Shutdown(shutdown) => {
-                    self.shutdown = Some(shutdown.clone());
-                    Some(Run::Qemu(RunState::Shutdown))
-                }
-                QmpEvent::VserportChange(port) => {
-                    self.agent_open = port.open;
-                    None
-                }
-                QmpEvent::BalloonChange(actual) => {
-                    self.memory = Some(*actual);
-                    None
-                }
-                QmpEvent::Migration(status) => {
-                    self.migration = Some(status.clone());
-                    None
-                }
-                _ => None,
-            },
+            }
         };
         if let Some(run) = run
             && run != self.run
@@ -206,12 +214,12 @@ mod tests {
 
     #[test]
     fn stop_and_resume_are_followed() {
-        let running = || [LAUNCHED, Observation::Status(RunState::Running)];
+        let running = || [LAUNCHED, Observation::Status(RunState::Running, 9)];
         assert!(after(running()).run.is_running());
         let paused = after(
             running()
                 .into_iter()
-                .chain([Observation::Event(&QmpEvent::Stop)]),
+                .chain([Observation::Event(&QmpEvent::Stop, 9)]),
         );
         assert_eq!(paused.run, Run::Qemu(RunState::Paused));
     }
@@ -221,8 +229,8 @@ mod tests {
         // QEMU sends GUEST_PANICKED or SHUTDOWN first and STOP after it.
         let panicked = after([
             LAUNCHED,
-            Observation::Status(RunState::GuestPanicked),
-            Observation::Event(&QmpEvent::Stop),
+            Observation::Status(RunState::GuestPanicked, 9),
+            Observation::Event(&QmpEvent::Stop, 9),
         ]);
         assert_eq!(panicked.run, Run::Qemu(RunState::GuestPanicked));
     }
@@ -232,8 +240,8 @@ mod tests {
         let ended = after([
             LAUNCHED,
             Observation::Ended(GoneWhy::Destroyed),
-            Observation::Event(&QmpEvent::Resume),
-            Observation::Status(RunState::Running),
+            Observation::Event(&QmpEvent::Resume, 9),
+            Observation::Status(RunState::Running, 9),
             Observation::Health(Health::Ok),
             Observation::Ended(GoneWhy::ShutDown),
         ]);
@@ -242,11 +250,22 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_an_event_overtook_changes_nothing() {
+        let observed = after([
+            LAUNCHED,
+            Observation::Status(RunState::Running, 3),
+            Observation::Event(&QmpEvent::Stop, 5),
+            Observation::Status(RunState::Running, 4),
+        ]);
+        assert_eq!(observed.run, Run::Qemu(RunState::Paused));
+    }
+
+    #[test]
     fn a_new_guest_starts_with_nothing_of_the_old_one() {
         let observed = after([
             LAUNCHED,
             Observation::AgentPort(true),
-            Observation::Event(&QmpEvent::BalloonChange(7)),
+            Observation::Event(&QmpEvent::BalloonChange(7), 9),
             Observation::Ended(GoneWhy::ShutDown),
             Observation::Launched {
                 generation: 4,

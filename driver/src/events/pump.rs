@@ -32,7 +32,7 @@ impl EventSink for Pump {
             return;
         };
         let typed = event.typed();
-        domain.observe(Observation::Event(&typed));
+        domain.observe(Observation::Event(&typed, event.sequence));
         if let (Some(signal), Some(agent)) = (agent_signal(&typed), live.agent()) {
             agent.note(signal);
         }
@@ -46,7 +46,7 @@ impl EventSink for Pump {
         domain.observe(Observation::Health(health));
         if self.health == Health::Unresponsive && health == Health::Ok {
             // What happened while QEMU was silent is told by no event.
-            let tracker = domain.context.tracker.clone();
+            let tracker = domain.context.watchers.clone();
             tracker.spawn(async move { resync(&domain, &live).await });
         }
         self.health = health;

@@ -37,6 +37,7 @@ pub(crate) fn attach(context: &Arc<Context>, target: String) -> Call<Domain> {
         let records = Records {
             definition: None,
             attached: Some(target.clone()),
+            moved_away: false,
         };
         let make = |id| Inner::new(id, &name, uuid, &context, records);
         let inner = context
@@ -114,7 +115,11 @@ async fn take_in(mut op: AsyncOp, target: String, pid: Option<u32>) -> Result<()
         domain.0.clear_live(&live);
         return Err(error);
     }
-    domain.0.context.tracker.spawn(reap(domain.0.clone(), live));
+    domain
+        .0
+        .context
+        .watchers
+        .spawn(reap(domain.0.clone(), live));
     domain.0.tell(What::Started { generation });
     Ok(())
 }

@@ -64,7 +64,7 @@ impl<T> IntoFuture for Call<T> {
 
     fn into_future(self) -> Self::IntoFuture {
         let deadline = match self.limit {
-            Limit::For(limit) => Instant::now() + limit,
+            Limit::For(limit) => in_time(limit),
             Limit::Until(deadline) => deadline,
         };
         (self.begin)(deadline)
@@ -77,4 +77,11 @@ impl<T> fmt::Debug for Call<T> {
             .field("limit", &self.limit)
             .finish_non_exhaustive()
     }
+}
+
+/// That long from now. What the clock cannot count is as good as a century.
+fn in_time(limit: Duration) -> Deadline {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    let now = Instant::now();
+    now.checked_add(limit).unwrap_or_else(|| now + CENTURY)
 }

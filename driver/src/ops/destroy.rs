@@ -42,6 +42,9 @@ impl Domain {
 
 async fn end(domain: Domain, deadline: Deadline) -> Result<(), Error> {
     let began = Instant::now();
+    if domain.0.context.closing.is_cancelled() {
+        return Err(Cause::ShuttingDown.into());
+    }
     let is_job_cancelled = domain.0.scheduler.cancel_async("destroy").is_ok();
     let live = match domain.0.live() {
         Some(live) => live,
@@ -128,7 +131,11 @@ async fn quit(domain: &Domain, deadline: Deadline) -> Result<(), Error> {
 
 /// Waits for the clean-up, which is the first job of the next generation: once ours of the same kind is granted, it is
 /// done.
-async fn cleaned_up(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<(), Error> {
+pub(crate) async fn cleaned_up(
+    domain: &Domain,
+    live: &Arc<Live>,
+    deadline: Deadline,
+) -> Result<(), Error> {
     while domain
         .0
         .live()

@@ -1,12 +1,13 @@
 //! What an operation is given: its job, and the doors that the job opens.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use job_core::{AgentJob, AsyncJob, Guard, Job, JobKind, Label, Progress, Step, Steps, Stop};
 use tokio::time::{Instant, sleep_until};
 
 use crate::access::{Agent, Monitor};
-use crate::domain::{Domain, Records};
+use crate::domain::{Domain, Live, Records};
 use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::ops::Deadline;
@@ -32,7 +33,7 @@ impl Op {
     ///
     /// # Errors
     ///
-    /// [`Gone`](ErrorKind::Gone) if the guest ended, [`State`](ErrorKind::State) if there is none.
+    /// [`Gone`](crate::ErrorKind::Gone) if the guest ended, [`State`](crate::ErrorKind::State) if there is none.
     pub fn monitor(&mut self) -> Result<Monitor<'_>, Error> {
         Monitor::enter(
             &self.domain,
@@ -46,7 +47,7 @@ impl Op {
     ///
     /// # Errors
     ///
-    /// [`Gone`](ErrorKind::Gone) if the guest this job belongs to ended.
+    /// [`Gone`](crate::ErrorKind::Gone) if the guest this job belongs to ended.
     pub fn with_state<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
         Ok(self.domain.0.records.change(&*self.job, change)?)
     }
@@ -71,7 +72,7 @@ impl AgentOp {
     ///
     /// # Errors
     ///
-    /// [`Gone`](ErrorKind::Gone) if the guest ended, [`State`](ErrorKind::State) if there is none, or no agent's channel.
+    /// [`Gone`](crate::ErrorKind::Gone) if the guest ended, [`State`](crate::ErrorKind::State) if there is none, or no agent's channel.
     pub fn agent(&mut self) -> Result<Agent<'_, AgentJob>, Error> {
         Agent::enter(&self.domain, &*self.job, self.deadline)
     }
@@ -102,7 +103,7 @@ impl AsyncOp {
     ///
     /// # Errors
     ///
-    /// As [`Op::monitor`], and [`TimedOut`](ErrorKind::TimedOut) if the nested job was not granted in time.
+    /// As [`Op::monitor`], and [`TimedOut`](crate::ErrorKind::TimedOut) if the nested job was not granted in time.
     ///
     /// # Cancel safety
     ///
@@ -119,7 +120,7 @@ impl AsyncOp {
     ///
     /// # Errors
     ///
-    /// [`Gone`](ErrorKind::Gone) if the guest this job belongs to ended.
+    /// [`Gone`](crate::ErrorKind::Gone) if the guest this job belongs to ended.
     pub fn with_state<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
         Ok(self.domain.0.records.change(&*self.job, change)?)
     }
@@ -152,7 +153,7 @@ impl AsyncOp {
     ///
     /// # Errors
     ///
-    /// [`Cancelled`](ErrorKind::Cancelled) or [`Gone`](ErrorKind::Gone) if so: the holder undoes what it did and
+    /// [`Cancelled`](crate::ErrorKind::Cancelled) or [`Gone`](crate::ErrorKind::Gone) if so: the holder undoes what it did and
     /// passes it on.
     pub fn check_cancelled(&self) -> Result<(), Error> {
         match self.job.token().stopped() {
@@ -170,6 +171,14 @@ impl AsyncOp {
     pub async fn pause(&self, length: Duration) {
         let token = self.job.token();
         let _stopped = tokio::time::timeout(length, token.stop()).await;
+    }
+
+    /// The guest of this job's own generation, if it is still there.
+    pub(crate) fn live(&self) -> Option<Arc<Live>> {
+        self.domain
+            .0
+            .live()
+            .filter(|live| live.generation == self.job.generation())
     }
 
     pub(crate) fn deadline(&self) -> Deadline {

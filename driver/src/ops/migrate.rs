@@ -21,8 +21,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::domain::Domain;
+use crate::domain::state::Run;
 use crate::error::{Cause, Error};
 use crate::guest::Guest;
+use crate::ops::destroy::cleaned_up;
 use crate::ops::start::definition;
 use crate::ops::{AsyncOp, Call};
 
@@ -30,6 +32,9 @@ use crate::ops::{AsyncOp, Call};
 const POLL: Duration = Duration::from_millis(100);
 /// The name under which QEMU keeps the connection.
 const FD_NAME: &str = "vmwright-migrate";
+
+/// Bytes a second unless told otherwise: QEMU's own default of 128 MiB/s, said explicitly since a save may have changed it.
+const BANDWIDTH: u64 = 128 << 20;
 
 /// How a guest is moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +70,103 @@ impl Domain {
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::MigrationOut.default_mask();
             let work = move |op: AsyncOp| leave(op, peer, options);
-            domain
+            let live = domain.0.live();
+            let moved = domain
                 .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
+                .await?;
+            if let Some(live) = live {
+                cleaned_up(&domain, &live, deadline).await?;
+            }
+            Ok(moved)
+        })
+    }
+}
+
+impl Domain {
+    /// Takes up a migration of this guest that was left in doubt or unsettled, and asks the peer how it stands there.
+    /// Nothing is resumed upon silence.
+    pub fn recover_migration(&self, peer: Arc<dyn Peer>) -> Call<remote_migrate::Report> {
+        self.settle(move |op, migration| async move {
+            let journal = op.domain().0.context.journal.clone();
+            let op = Mutex::new(op);
+            let (host, peer) = (
+                Leaving {
+                    op: &op,
+                    options: MigrateOptions::default(),
+                },
+                Held {
+                    op: &op,
+                    peer: &*peer,
+                },
+            );
+            let limits = remote_migrate::Limits::default();
+            let control = Control::new();
+            Ok(
+                remote_migrate::recover(migration, limits, &host, &peer, &*journal, &control)
+                    .await
+                    .map_err(Cause::Migrate)?,
+            )
+        })
+    }
+
+    /// Ends a migration of this guest by the word of an operator, who knows what became of the other side: that it is
+    /// fenced, or that it has the guest.
+    pub fn resolve_migration(
+        &self,
+        ruling: remote_migrate::verdict::Ruling,
+    ) -> Call<remote_migrate::Report> {
+        self.settle(move |op, migration| async move {
+            let journal = op.domain().0.context.journal.clone();
+            let op = Mutex::new(op);
+            let host = Leaving {
+                op: &op,
+                options: MigrateOptions::default(),
+            };
+            let limits = remote_migrate::Limits::default();
+            Ok(
+                remote_migrate::resolve(migration, ruling, limits, &host, &*journal)
+                    .await
+                    .map_err(Cause::Migrate)?,
+            )
+        })
+    }
+
+    /// A call that runs `body` for the migration that the journal has of this guest, under the job of one.
+    fn settle<F>(
+        &self,
+        body: impl FnOnce(AsyncOp, remote_migrate::MigrationId) -> F + Send + 'static,
+    ) -> Call<remote_migrate::Report>
+    where
+        F: Future<Output = Result<remote_migrate::Report, Error>> + Send + 'static,
+    {
+        let domain = self.clone();
+        Call::new(self.0.context.defaults.long, move |deadline| async move {
+            let mask = AsyncKind::MigrationOut.default_mask();
+            let work = move |op: AsyncOp| async move {
+                let records = op.domain().0.context.journal.list().await;
+                let records = records.map_err(|error| {
+                    Cause::State(format!("the migration journal cannot be read: {error:#}"))
+                })?;
+                let uuid = op.domain().uuid();
+                let mine = |record: &&remote_migrate::Record| {
+                    record.domain() == uuid && record.side() == remote_migrate::Side::Source
+                };
+                let found = records
+                    .iter()
+                    .find(mine)
+                    .map(remote_migrate::Record::migration);
+                let migration =
+                    found.ok_or_else(|| Cause::State("no migration of it is unsettled".into()))?;
+                body(op, migration).await
+            };
+            domain
+                .run_async(
+                    "settle-migration",
+                    AsyncKind::MigrationOut,
+                    mask,
+                    deadline,
+                    work,
+                )
                 .await
         })
     }
@@ -110,6 +210,10 @@ struct Held<'a> {
 impl Peer for Held<'_> {
     async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
         let mut op = self.op.lock().await;
+        if request.call == remote_migrate::Call::Finish {
+            // It gives the guest away: nobody can take that back here.
+            op.job().pass_point_of_return();
+        }
         let mut answer = None;
         let asked = op
             .job()
@@ -177,7 +281,13 @@ impl SourceHost for Leaving<'_> {
 
     async fn inspect(&self, _step: Step) -> Result<GuestState, HostError> {
         let mut op = self.op.lock().await;
-        if op.domain().0.live().is_none() {
+        let patience = op.domain().0.context.defaults.command;
+        op.extend(patience);
+        let is_off = {
+            let observed = op.domain().0.observed();
+            observed.generation != op.job.generation() || observed.run == Run::Off
+        };
+        if is_off || op.live().is_none() {
             // How far it ran on its own before it died is not known here.
             return Ok(GuestState::Gone(Ran::Maybe));
         }
@@ -220,12 +330,15 @@ impl Leaving<'_> {
         let connection: OwnedFd = transports.dial(&to.connect, deadline).await?.into_fd();
         let monitor = op.monitor().await?;
         // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
-        let capabilities = vec![command::MigrationCapability::on("return-path")];
+        let capabilities = vec![
+            command::MigrationCapability::on("events"),
+            command::MigrationCapability::on("return-path"),
+        ];
         monitor
             .execute(command::MigrateSetCapabilities { capabilities })
             .await?;
         let mut parameters = command::MigrateSetParameters::default();
-        parameters.max_bandwidth = self.options.bandwidth;
+        parameters.max_bandwidth = Some(self.options.bandwidth.unwrap_or(BANDWIDTH));
         parameters.downtime_limit = self.options.downtime.map(|limit| limit.as_millis() as u64);
         monitor.execute(parameters).await?;
         monitor
@@ -295,13 +408,14 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
 /// The guest lives elsewhere: its QEMU here ends.
 async fn release(op: &mut AsyncOp) -> Result<(), Error> {
     op.extend(op.domain().0.context.defaults.command);
-    let Some(live) = op.domain().0.live() else {
+    let Some(live) = op.live() else {
         return Ok(());
     };
+    op.with_state(|records| records.moved_away = true)?;
     live.doom(GoneWhy::Left("it moved to another host".into()));
     let Some(process) = &live.process else {
-        op.monitor().await?.execute(command::Quit).await?;
-        return Ok(());
+        // Only a guest with a definition moves, and that one was started here.
+        return Err(Cause::State("its process is not known".into()).into());
     };
     process.terminate().map_err(crate::error::io(
         "signal QEMU, process",

@@ -5,6 +5,7 @@ use monitor_qmp::command;
 
 use crate::domain::Domain;
 use crate::error::Error;
+use crate::ops::start::refuse_if_moved;
 use crate::ops::{Call, Deadline, Op};
 
 impl Domain {
@@ -26,6 +27,8 @@ impl Domain {
     /// Lets the virtual CPUs run.
     pub fn resume(&self) -> Call<()> {
         self.normal("resume", JobKind::Modify, |mut op| async move {
+            // A guest in doubt stands still here, and may run elsewhere.
+            refuse_if_moved(op.domain()).await?;
             op.monitor()?.execute(command::Cont).await?;
             Ok(())
         })

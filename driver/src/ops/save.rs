@@ -13,7 +13,8 @@ use tracing::warn;
 
 use crate::domain::Domain;
 use crate::error::{Cause, Error, io};
-use crate::ops::start::{bring_up, definition, finish, give_up, refuse_if_moved};
+use crate::ops::destroy::cleaned_up;
+use crate::ops::start::{bring_up, definition, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
 use crate::save_file::{Head, SaveFile, State};
 
@@ -60,9 +61,15 @@ impl Domain {
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::Save.default_mask();
             let work = move |op: AsyncOp| save(op, path, options);
-            domain
+            let live = domain.0.live();
+            let saved = domain
                 .run_async("save", AsyncKind::Save, mask, deadline, work)
-                .await
+                .await?;
+            if let Some(live) = live {
+                // Done means that the name, the disks and the run directory are free.
+                cleaned_up(&domain, &live, deadline).await?;
+            }
+            Ok(saved)
         })
     }
 
@@ -80,6 +87,11 @@ impl Domain {
 }
 
 async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Saved, Error> {
+    if !path.is_absolute() {
+        return Err(
+            Cause::BadRequest(format!("{} is not an absolute path", path.display())).into(),
+        );
+    }
     op.set_phase("preparing");
     let status = op.monitor().await?.execute(command::QueryStatus).await?;
     let head = Head {
@@ -120,6 +132,17 @@ async fn write(op: &mut AsyncOp, file: &SaveFile, options: SaveOptions) -> Resul
     if !options.live {
         monitor.execute(command::Stop).await?;
     }
+    // A migration may have left them otherwise. A file answers nothing on a return path.
+    let capabilities = vec![
+        command::MigrationCapability::on("events"),
+        command::MigrationCapability {
+            capability: "return-path".into(),
+            state: false,
+        },
+    ];
+    monitor
+        .execute(command::MigrateSetCapabilities { capabilities })
+        .await?;
     let mut parameters = command::MigrateSetParameters::default();
     parameters.max_bandwidth = Some(options.bandwidth.unwrap_or(UNLIMITED));
     monitor.execute(parameters).await?;
@@ -142,12 +165,13 @@ async fn write(op: &mut AsyncOp, file: &SaveFile, options: SaveOptions) -> Resul
 /// Follows QEMU's migration, out of it or into it, to its end. `file` is what a guest is read from; how far that is, QEMU
 /// does not tell.
 async fn follow(op: &mut AsyncOp, file: Option<&SaveFile>) -> Result<(), Error> {
+    let began = Instant::now();
     loop {
         op.check_cancelled()?;
         if Instant::now() >= op.deadline() {
             return Err(Cause::TimedOut {
                 what: "QEMU to move the guest's state",
-                waited: Duration::ZERO,
+                waited: began.elapsed(),
             }
             .into());
         }
@@ -234,9 +258,7 @@ async fn stop_writing(op: &mut AsyncOp, was_running: bool) -> Result<(), Error> 
 /// The guest is in the file: its QEMU ends, asked first, killed if it does not.
 async fn end(op: &mut AsyncOp, path: &Path) {
     op.extend(UNDO);
-    let Some(live) = op.domain().0.live() else {
-        return;
-    };
+    let Some(live) = op.live() else { return };
     live.doom(GoneWhy::Left(
         format!("the guest was saved to {}", path.display()).into(),
     ));
@@ -257,7 +279,7 @@ async fn end(op: &mut AsyncOp, path: &Path) {
 async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
     let (file, head) = blocking(move || SaveFile::open(&path)).await?;
     let file = Arc::new(file);
-    refuse_if_moved(&op).await?;
+    refuse_if_moved(op.domain()).await?;
     let live = bring_up(&mut op, &head.guest, true).await?;
     op.set_phase("reading");
     let read = async {
@@ -277,6 +299,9 @@ async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
             .await?;
         drop(monitor);
         follow(&mut op, Some(&file)).await?;
+        // The last moment at which a request to stop counts: from the next line on the guest is here.
+        op.check_cancelled()?;
+        op.job().pass_point_of_return();
         // Before the guest runs: from then on the file is its past.
         let restored = file.clone();
         blocking(move || restored.set_state(State::Restored)).await
@@ -285,8 +310,10 @@ async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
         give_up(&live);
         return Err(error);
     }
-    op.job().pass_point_of_return();
-    finish(&mut op, &live, head.was_running).await
+    op.extend(UNDO);
+    op.with_state(|records| records.definition = Some(head.guest))?;
+    // What fails from here on leaves a whole guest, paused: it must not be ended for that.
+    run(&mut op, &live, head.was_running).await
 }
 
 /// What touches a disk, off the threads that everybody shares.

@@ -2,6 +2,7 @@
 //! runs. An async job that lets nothing but `Destroy` pass.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -12,7 +13,7 @@ use job_core::{AsyncKind, GoneWhy, Guard};
 use monitor_qmp::{Monitor, Qmp, command};
 use remote_migrate::Record;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::command_line::{Channels, arguments};
 use crate::domain::state::Observation;
@@ -23,9 +24,6 @@ use crate::guest::{AgentChannel, Guest, Serial};
 use crate::ops::{AsyncOp, Call, Deadline};
 use crate::process::{Exit, Launch, Process, number};
 use crate::wire::MonitorWire;
-
-/// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
-const LONGEST_SOCKET_PATH: usize = 107;
 
 /// How a guest is started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +51,7 @@ impl Domain {
                 let mask = AsyncKind::Start.default_mask();
                 let work = move |mut op: AsyncOp| async move {
                     let guest = definition(&op)?;
-                    refuse_if_moved(&op).await?;
+                    refuse_if_moved(op.domain()).await?;
                     let live = bring_up(&mut op, &guest, false).await?;
                     finish(&mut op, &live, !options.paused).await
                 };
@@ -72,21 +70,25 @@ pub(crate) fn definition(op: &AsyncOp) -> Result<Guest, Error> {
     })?)
 }
 
-/// Refuses a guest that may live elsewhere: one that a migration handed over, or left in doubt.
-pub(crate) async fn refuse_if_moved(op: &AsyncOp) -> Result<(), Error> {
-    let records = op.domain().0.context.journal.list().await;
+/// Refuses a guest that lives elsewhere, or may: one that moved away, or whose migration is in doubt.
+pub(crate) async fn refuse_if_moved(domain: &Domain) -> Result<(), Error> {
+    if domain.records().moved_away {
+        return Err(
+            Cause::State("it moved to another host; it comes back by a migration".into()).into(),
+        );
+    }
+    let records = domain.0.context.journal.list().await;
     let records = records.map_err(|error| {
         Cause::State(format!("the migration journal cannot be read: {error:#}"))
     })?;
-    let mine = |record: &&Record| record.domain() == op.domain().uuid() && record.refuses_start();
+    let mine = |record: &&Record| record.domain() == domain.uuid() && record.refuses_start();
     match records.iter().find(mine) {
         Some(record) => {
-            let text = format!(
-                "migration {} has it, its owner is {}",
-                record.migration(),
-                record.owner()
-            );
-            Err(Cause::State(text).into())
+            let (migration, owner) = (record.migration(), record.owner());
+            Err(Cause::State(format!(
+                "migration {migration} has it, its owner is {owner}"
+            ))
+            .into())
         }
         None => Ok(()),
     }
@@ -103,7 +105,7 @@ pub(crate) async fn bring_up(
         return Err(Cause::State("a guest runs in it already".into()).into());
     }
     let sockets = Sockets::of(op.domain(), guest);
-    refuse_if_running(&sockets).await?;
+    refuse_if_running(&sockets.monitor).await?;
     let live = match launch(op, guest, incoming).await {
         Ok(live) => live,
         Err(error) => {
@@ -141,7 +143,8 @@ async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<L
     let program = launch.program.clone();
     let launched = domain.0.context.launcher.launch(launch).await;
     let (pid, pidfd) = launched.map_err(io("launch", program))?;
-    let process = Process::watch(pid, pidfd).map_err(io("watch process", pid.to_string()))?;
+    let process =
+        Process::watch_or_kill(pid, pidfd).map_err(io("watch process", pid.to_string()))?;
     let generation = op.job().generation();
     let live = Arc::new(Live::new(generation, Some(process), true));
     domain.0.set_live(&live)?;
@@ -152,7 +155,7 @@ async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<L
     domain
         .0
         .context
-        .tracker
+        .watchers
         .spawn(reap(domain.0.clone(), live.clone()));
     Ok(live)
 }
@@ -183,37 +186,28 @@ pub(crate) fn give_up(live: &Live) {
     }
 }
 
+/// Lets a guest that was just started run if it should, and tells the world. Ends it again if that fails.
+pub(crate) async fn finish(op: &mut AsyncOp, live: &Arc<Live>, is_run: bool) -> Result<(), Error> {
+    let finished = match op.check_cancelled() {
+        Ok(()) => run(op, live, is_run).await,
+        Err(error) => Err(error),
+    };
+    if finished.is_err() {
+        give_up(live);
+    }
+    finished
+}
+
 /// Lets the guest run if it should, and tells the world.
-pub(crate) async fn finish(op: &mut AsyncOp, live: &Arc<Live>, run: bool) -> Result<(), Error> {
-    let finished = async {
-        op.check_cancelled()?;
-        let monitor = op.monitor().await?;
-        // Without it a migration's or save's status would have to be asked for instead of being told.
-        let events = vec![command::MigrationCapability::on("events")];
-        monitor
-            .execute(command::MigrateSetCapabilities {
-                capabilities: events,
-            })
-            .await?;
-        if run {
-            monitor.execute(command::Cont).await?;
-        }
-        Ok(())
+pub(crate) async fn run(op: &mut AsyncOp, live: &Arc<Live>, is_run: bool) -> Result<(), Error> {
+    if is_run {
+        op.monitor().await?.execute(command::Cont).await?;
     }
-    .await;
-    match finished {
-        Ok(()) => {
-            resync(&op.domain().0, live).await;
-            op.domain().0.tell(What::Started {
-                generation: live.generation,
-            });
-            Ok(())
-        }
-        Err(error) => {
-            give_up(live);
-            Err(error)
-        }
-    }
+    resync(&op.domain().0, live).await;
+    op.domain().0.tell(What::Started {
+        generation: live.generation,
+    });
+    Ok(())
 }
 
 /// Where the sockets of a domain's QEMU are.
@@ -233,15 +227,25 @@ impl Sockets {
 }
 
 /// Never run a guest twice: the QEMU of a daemon that was killed may still be there.
-async fn refuse_if_running(sockets: &Sockets) -> Result<(), Cause> {
-    match UnixStream::connect(&sockets.monitor).await {
+pub(crate) async fn refuse_if_running(socket: &Path) -> Result<(), Cause> {
+    // A QEMU that hangs, or has another client, accepts nobody and its backlog is short: only these two errors say that
+    // there is none.
+    match UnixStream::connect(socket).await {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(())
+        }
         Ok(_) => {
-            let path = sockets.monitor.display();
+            let path = socket.display();
             Err(Cause::State(format!(
                 "a QEMU of an earlier daemon runs it; attach to unix:{path}"
             )))
         }
-        Err(_) => Ok(()),
+        Err(error) => Err(io("see whether a QEMU runs at", socket)(error)),
     }
 }
 
@@ -326,14 +330,6 @@ fn open(
 
 /// A listening socket that QEMU is given: so a connect never races with QEMU's start.
 fn listen(path: &Path) -> Result<OwnedFd, Cause> {
-    let length = path.as_os_str().len();
-    if length > LONGEST_SOCKET_PATH {
-        let text = format!(
-            "{} is {length} bytes long, and a socket's path at most {LONGEST_SOCKET_PATH}: choose a shorter run directory",
-            path.display()
-        );
-        return Err(Cause::BadRequest(text));
-    }
     let listener = UnixListener::bind(path).map_err(io("listen on", path))?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io("protect", path))?;
     Ok(listener.into())
@@ -376,7 +372,16 @@ pub(crate) async fn connect_monitor(
         .observe(Observation::Greeted(monitor.greeting().version.qemu));
     let monitor: Arc<dyn Qmp> = Arc::new(monitor);
     live.set_monitor((context.wrap_monitor)(domain.name(), monitor));
-    resync(&domain.0, live).await;
+    // Without it a migration's or save's status would have to be asked for instead of being told. One of R11's exceptions:
+    // it belongs to the greeting.
+    if let Some(monitor) = live.monitor() {
+        let capabilities = vec![command::MigrationCapability::on("events")];
+        monitor
+            .execute(command::MigrateSetCapabilities { capabilities }, deadline)
+            .await?;
+    }
+    // Its answers are worth no more time than the connect as a whole.
+    let _late = timeout_at(deadline, resync(&domain.0, live)).await;
     Ok(())
 }
 
