@@ -51,7 +51,7 @@ pub(super) fn long_file(file: &Source) -> Option<Finding> {
 }
 
 /// A SAFETY comment that fits in two places explains neither.
-pub(super) fn repeated_safety(files: &[Source]) -> Vec<Finding> {
+pub(super) fn repeated_safety<'a>(files: impl IntoIterator<Item = &'a Source>) -> Vec<Finding> {
     let mut first: HashMap<String, (&str, usize)> = HashMap::new();
     let mut findings = Vec::new();
     for file in files {
