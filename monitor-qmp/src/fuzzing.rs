@@ -23,6 +23,10 @@ const LIMITS: Limits = Limits {
 /// that was read, and none is beyond the limits.
 ///
 /// The first byte says how often the stream is cut, the next ones where.
+///
+/// # Panics
+///
+/// When that does not hold.
 pub fn frame(input: &[u8]) {
     let Some((&count, rest)) = input.split_first() else {
         return;
@@ -75,6 +79,10 @@ fn objects(cuts: &[u8], stream: &[u8]) -> (Vec<Vec<u8>>, Result<usize, FrameErro
 /// gets one end at most, and only by its own id or by an error that names none.
 ///
 /// Each act is a byte; bytes from QEMU are prefixed with their number.
+///
+/// # Panics
+///
+/// When that does not hold.
 pub fn protocol(input: &[u8]) {
     let mut run = Run::new();
     let mut rest = input;
