@@ -55,7 +55,10 @@
 //!
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
 //! - Records are kept in memory: a restarted daemon finds its guests' sockets below the run directory, and attaches.
-//! - An attached guest's agent is out of reach.
+//! - An attached guest's agent is out of reach; one whose process is not known is ended through its monitor, under a job.
+//! - A guest moves between drivers of one host: the peer is in-process, the memory goes over a unix socket, and the journal
+//!   of migrations is in memory unless [`Builder::journal`] gives another.
+//! - What a guest writes to its serial file, and QEMU to its log, has no limit yet.
 //!
 //! # What this crate does not know
 //!
