@@ -186,7 +186,9 @@ impl Default for Options {
 /// A connection to one guest's agent.
 ///
 /// One command is under way at a time; the others wait in the order in which they came, but that
-/// `guest-fsfreeze-thaw` and `guest-fsfreeze-status` are next whoever waits. Clones share the connection. It ends with the last of them, which frees the channel for the
+/// `guest-fsfreeze-thaw` and `guest-fsfreeze-status` are next whoever waits.
+///
+/// Clones share the connection. It ends with the last of them, which frees the channel for the
 /// next client: QEMU serves one at a time.
 #[derive(Clone)]
 pub struct Agent {

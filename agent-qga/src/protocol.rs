@@ -371,8 +371,8 @@ enum Line<'a> {
 struct Envelope<'a> {
     #[serde(borrow, default, rename = "return", deserialize_with = "present")]
     value: Option<&'a RawValue>,
-    #[serde(default)]
-    error: Option<Refusal>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 impl<'a> Line<'a> {
@@ -385,18 +385,27 @@ impl<'a> Line<'a> {
         if deeper_than(line, max_depth) {
             return Self::Garbled(Garbled::TooDeep);
         }
-        match serde_json::from_slice(line) {
-            Ok(Envelope {
+        match object(line) {
+            Some(Envelope {
                 value: Some(value),
                 error: None,
             }) => Self::Return(value),
-            Ok(Envelope {
+            Some(Envelope {
                 value: None,
-                error: Some(refusal),
-            }) => Self::Error(refusal),
+                error: Some(error),
+            }) => object(error.get().as_bytes())
+                .map_or(Self::Garbled(Garbled::Malformed), Self::Error),
             _ => Self::Garbled(Garbled::Malformed),
         }
     }
+}
+
+/// Reads an object. What serde derives would take an array of its members as well.
+fn object<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Option<T> {
+    let is_object = text.trim_ascii_start().starts_with(b"{");
+    is_object
+        .then(|| serde_json::from_slice(text).ok())
+        .flatten()
 }
 
 /// Keeps `null` apart from "not there".

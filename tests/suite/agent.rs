@@ -28,6 +28,7 @@ use self::session::{
     a_late_answer_does_not_reach_the_next_client,
     a_message_that_a_stopped_agent_takes_half_of_spoils_nothing,
     a_paused_guest_costs_a_deadline_and_answers_after_it,
+    a_second_client_meets_silence_until_the_first_has_left,
     an_agent_killed_in_the_guest_is_found_again,
     an_agent_stopped_in_the_guest_costs_deadlines_and_no_answer_goes_astray,
 };
@@ -41,6 +42,7 @@ tests! {
     an_agent_stopped_in_the_guest_costs_deadlines_and_no_answer_goes_astray,
     a_late_answer_does_not_reach_the_next_client,
     a_message_that_a_stopped_agent_takes_half_of_spoils_nothing,
+    a_second_client_meets_silence_until_the_first_has_left,
     an_agent_killed_in_the_guest_is_found_again,
     a_paused_guest_costs_a_deadline_and_answers_after_it,
     files_go_in_and_out_with_their_digest,

@@ -46,6 +46,14 @@ fn the_error_about_the_restart_and_older_answers_do_not_end_a_sync() {
 }
 
 #[test]
+fn a_nonce_ends_a_sync_only_as_an_answer() {
+    let mut protocol = Protocol::new(MAX, 8);
+    protocol.sync(1);
+    assert!(answers(&mut protocol, b"[1]\n1\n{\"error\": 1}\n").is_empty());
+    assert_eq!(protocol.phase(), Phase::Syncing);
+}
+
+#[test]
 fn the_plain_sync_takes_over_even_if_the_refusal_was_meant_for_something_else() {
     let mut protocol = Protocol::new(MAX, 8);
     protocol.sync(1);
@@ -86,6 +94,8 @@ fn a_line_that_is_no_answer_ends_the_command_and_the_sync() {
         ("no json\n", Garbled::Malformed),
         ("{}\n", Garbled::Malformed),
         ("[]\n", Garbled::Malformed),
+        ("[1]\n", Garbled::Malformed),
+        ("{\"error\": [\"class\", \"desc\"]}\n", Garbled::Malformed),
         ("{\"return\": 1, \"error\": {}}\n", Garbled::Malformed),
         ("{\"return\": 1, \"return\": 2}\n", Garbled::Malformed),
         ("{\"return\": 1} {\"return\": 2}\n", Garbled::Malformed),
@@ -463,12 +473,13 @@ impl Dice {
 
     /// A few pieces of what an agent says, some of them torn, turned over or made up.
     fn bytes(&mut self) -> Vec<u8> {
-        const PIECES: [&[u8]; 14] = [
+        const PIECES: [&[u8]; 15] = [
             b"{\"return\": {}}\n",
             b"{\"return\": {\"a\": [1, 2]}}\n",
             b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"x\"}}\n",
             b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"\\ud800\"}}\n",
             b"{\"return\": 1, \"error\": {}}\n",
+            b"[1000000]\n",
             b"{\"ret",
             b"urn\": 1}\n",
             b"\xFF",

@@ -157,7 +157,7 @@ impl Bench {
 pub(super) fn ext4(folder: &Path) -> PathBuf {
     let image = folder.join("disk.raw");
     File::create(&image)
-        .and_then(|file| file.set_len(64 << 20))
+        .and_then(|file| file.set_len(16 << 20))
         .expect("an image can be made");
     let made = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"]
         .iter()

@@ -55,7 +55,7 @@ pub(super) async fn files_go_in_and_out_with_their_digest(rig: Rig) {
         Instant::now() + 300 * SECOND,
     )
     .await;
-    let full = full.expect_err("64 MiB are not endless");
+    let full = full.expect_err("16 MiB are not endless");
     assert_eq!(full.kind(), ErrorKind::Refused, "{full}");
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use agent_qga::{
     Agent, Effect, ErrorKind, FileLeases, FreezeEnd, FreezePlan, FreezeState, FsfreezeFreeze,
-    FsfreezeThaw, GetHostName, LeaseStore as _, Options, Qga, QgaExt as _, Recovered, ThawedBy,
-    freeze, recover,
+    FsfreezeThaw, GetHostName, LeaseStore as _, Options, Qga, QgaExt as _, Recovered, Shutdown,
+    ShutdownMode, ThawedBy, freeze, recover,
 };
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -203,6 +203,16 @@ pub(super) async fn a_frozen_agent_is_told_from_one_that_lacks_the_command(rig: 
         frozen.class(),
         missing.class(),
         "the agent's class is the same"
+    );
+    let mode = ShutdownMode::Powerdown;
+    let refused = agent
+        .execute(Shutdown { mode }, soon())
+        .await
+        .expect_err("it is frozen");
+    assert_eq!(
+        refused.kind(),
+        ErrorKind::Frozen,
+        "silence is not taken for success: {refused}"
     );
     lease.thaw(soon()).await.expect("it thaws");
     agent

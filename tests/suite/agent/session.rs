@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_qga::{ErrorKind, GetTime, Ping, QgaExt as _, SyncDelimited, SyncPlain};
+use agent_qga::{Effect, ErrorKind, GetTime, Ping, QgaExt as _, SyncDelimited, SyncPlain};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -146,4 +146,24 @@ pub(super) async fn a_paused_guest_costs_a_deadline_and_answers_after_it(rig: Ri
     }
     bench.domain.resume().await.expect("it resumes");
     assert_answers_reach_their_callers(&agent).await;
+}
+
+pub(super) async fn a_second_client_meets_silence_until_the_first_has_left(rig: Rig) {
+    let bench = Bench::boot(&rig).await;
+    let first = bench.connect().await;
+    first.execute(Ping, soon()).await.expect("it answers");
+    let second = bench.connect().await;
+    let error = second
+        .execute(SyncDelimited { id: 1 }, within(500))
+        .await
+        .expect_err("nobody hears it");
+    assert_eq!(
+        (error.kind(), error.effect()),
+        (ErrorKind::Unresponsive, Effect::None),
+        "{error}"
+    );
+    assert_answers_reach_their_callers(&first).await;
+    drop(first);
+    // What it sent before is served now too, and answers nobody.
+    assert_answers_reach_their_callers(&second).await;
 }
