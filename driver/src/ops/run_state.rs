@@ -4,7 +4,7 @@ use job_core::JobKind;
 use monitor_qmp::command;
 
 use crate::domain::Domain;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::ops::start::refuse_if_moved;
 use crate::ops::{Call, Deadline, Op};
 
@@ -38,8 +38,13 @@ impl Domain {
     /// [`wait_for`](Self::wait_for).
     pub fn powerdown(&self) -> Call<()> {
         self.normal("powerdown", JobKind::Modify, |mut op| async move {
-            op.monitor()?.execute(command::SystemPowerdown).await?;
-            Ok(())
+            match op.monitor()?.execute(command::SystemPowerdown).await {
+                // A guest that obeys at once may be gone before the answer is looked at.
+                Err(error) if error.kind() == ErrorKind::Gone && has_shut_down(op.domain()) => {
+                    Ok(())
+                }
+                answer => answer.map(|_| ()),
+            }
         })
     }
 
@@ -82,4 +87,9 @@ impl Domain {
             domain.run(owner, kind, deadline, body).await
         })
     }
+}
+
+/// Whether QEMU told that the guest shut down, rather than died.
+fn has_shut_down(domain: &Domain) -> bool {
+    domain.0.observed().shutdown.is_some()
 }
