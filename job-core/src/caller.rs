@@ -8,7 +8,7 @@ use crate::guard::{self, AgentJob, AsyncJob, Job};
 use crate::held::{Held, wait};
 use crate::kind::{AgentKind, AsyncKind, JobKind, KindSet};
 use crate::label::Label;
-use crate::shared::Shared;
+use crate::shared::{Admitted, Shared};
 use crate::slots::Want;
 use crate::sync::Arc;
 
@@ -106,9 +106,10 @@ impl Caller {
         kind: JobKind,
         deadline: impl Future<Output = ()>,
     ) -> Result<Job, BeginError> {
-        self.acquire(Want::Normal(kind), deadline)
-            .await
-            .map(guard::job)
+        match self.ask(Want::Normal(kind))? {
+            Ok(held) => Ok(guard::job(held)),
+            Err(waiting) => wait(waiting, deadline).await.map(guard::job),
+        }
     }
 
     /// Begins an agent job, waiting in turn until `deadline` resolves. Neither normal nor async jobs are in its way.
@@ -125,9 +126,10 @@ impl Caller {
         kind: AgentKind,
         deadline: impl Future<Output = ()>,
     ) -> Result<AgentJob, BeginError> {
-        self.acquire(Want::Agent { kind, within: None }, deadline)
-            .await
-            .map(guard::agent)
+        match self.ask(Want::Agent { kind, within: None })? {
+            Ok(held) => Ok(guard::agent(held)),
+            Err(waiting) => wait(waiting, deadline).await.map(guard::agent),
+        }
     }
 
     /// Begins an async job with the mask of its kind, waiting in turn until `deadline` resolves. It begins only when
@@ -164,9 +166,10 @@ impl Caller {
         mask: KindSet,
         deadline: impl Future<Output = ()>,
     ) -> Result<AsyncJob, BeginError> {
-        self.acquire(Want::Async(kind, mask), deadline)
-            .await
-            .map(guard::asynchronous)
+        match self.ask(Want::Async(kind, mask))? {
+            Ok(held) => Ok(guard::asynchronous(held)),
+            Err(waiting) => wait(waiting, deadline).await.map(guard::asynchronous),
+        }
     }
 
     /// Begins a normal job if it is free now.
@@ -211,16 +214,10 @@ impl Caller {
             .map(guard::asynchronous)
     }
 
-    async fn acquire(
-        self,
-        want: Want,
-        deadline: impl Future<Output = ()>,
-    ) -> Result<Held, BeginError> {
+    /// Apart from the waiting, so that a deadline nobody needs is not moved from future to future.
+    fn ask(self, want: Want) -> Admitted {
         let flow = self.flow.map(Flow::id);
-        match self.shared.request(want, self.owner, flow)? {
-            Ok(held) => Ok(held),
-            Err(waiting) => wait(waiting, deadline).await,
-        }
+        self.shared.request(want, self.owner, flow)
     }
 
     fn try_acquire(self, want: Want) -> Result<Held, BeginError> {

@@ -258,8 +258,10 @@ impl AsyncJob {
         &mut self,
         deadline: impl Future<Output = ()>,
     ) -> Result<NestedJob<'_>, BeginError> {
-        self.check()?;
-        let held = self.part(Want::Nested(self.0.id), deadline).await?;
+        let held = match self.0.shared.request_part(Want::Nested(self.0.id))? {
+            Ok(held) => held,
+            Err(waiting) => wait(waiting, deadline).await?,
+        };
         Ok(NestedJob {
             held,
             parent: PhantomData,
@@ -280,16 +282,11 @@ impl AsyncJob {
         kind: AgentKind,
         deadline: impl Future<Output = ()>,
     ) -> Result<AgentStep<'_>, BeginError> {
-        self.check()?;
-        let held = self
-            .part(
-                Want::Agent {
-                    kind,
-                    within: NonZeroU64::new(self.0.id),
-                },
-                deadline,
-            )
-            .await?;
+        let within = NonZeroU64::new(self.0.id);
+        let held = match self.0.shared.request_part(Want::Agent { kind, within })? {
+            Ok(held) => held,
+            Err(waiting) => wait(waiting, deadline).await?,
+        };
         Ok(AgentStep {
             held,
             parent: PhantomData,
@@ -357,18 +354,6 @@ impl AsyncJob {
         self.0.shared.tell_phase(self.0.name, self.0.id, phase);
         if decided {
             self.pass_point_of_return();
-        }
-    }
-
-    /// A part of this job: same owner, same flow.
-    async fn part(
-        &self,
-        want: Want,
-        deadline: impl Future<Output = ()>,
-    ) -> Result<Held, BeginError> {
-        match self.0.shared.request_part(self.0.id, want)? {
-            Ok(held) => Ok(held),
-            Err(waiting) => wait(waiting, deadline).await,
         }
     }
 }

@@ -72,14 +72,16 @@ impl Shared {
         self.admitted(answer.map_err(|error| *error)?, want, &owner, now)
     }
 
-    /// Asks for a part of the async job of that id: same owner, same flow.
-    pub(crate) fn request_part(self: &Arc<Self>, parent: u64, want: Want) -> Admitted {
+    /// Asks for a part of an async job: same owner, same flow.
+    pub(crate) fn request_part(self: &Arc<Self>, want: Want) -> Admitted {
         let now = now();
         let (answer, owner) = self.with(|ledger, after| {
             let running = ledger.running[SlotName::Async as usize].as_ref();
             let owner = running.map_or_else(|| "async".into(), |running| running.owner.clone());
             let slot = ledger.slots.slot(SlotName::Async);
-            let flow = slot.filter(|slot| slot.id == parent).map(|slot| slot.flow);
+            let flow = slot
+                .filter(|slot| want.parent() == Some(slot.id))
+                .map(|slot| slot.flow);
             (ledger.admit(want, &owner, flow, now, after), owner)
         });
         let answer = answer.map_err(|error| *error)?;

@@ -79,7 +79,7 @@ impl Want {
     }
 
     /// The async job this request is a part of.
-    fn parent(self) -> Option<u64> {
+    pub(crate) fn parent(self) -> Option<u64> {
         match self {
             Self::Nested(parent) => Some(parent),
             Self::Agent { within, .. } => within.map(NonZeroU64::get),
