@@ -33,6 +33,7 @@ pub fn events(capacity: usize) -> (EventQueue, Events) {
         capacity: capacity.max(1),
         hasher: RandomState::new(),
         entries: BTreeMap::new(),
+        known: 0,
         newest: HashMap::new(),
         lasting: 0,
         next: 0,
@@ -66,9 +67,11 @@ struct Queue {
     capacity: usize,
     hasher: RandomState,
     entries: BTreeMap<u64, Entry>,
-    /// The newest entry of each subject.
+    /// From this place on the entries have no subject yet.
+    known: u64,
+    /// The newest entry of each subject that is known.
     newest: HashMap<u64, u64>,
-    /// Entries that end something.
+    /// Entries that are known to end something.
     lasting: usize,
     next: u64,
     /// Left out since the reader was last told.
@@ -80,14 +83,22 @@ struct Queue {
 
 struct Entry {
     event: Event,
-    subject: u64,
+    /// Looked for only once there is no room: a reader that keeps up never pays for it.
+    subject: Option<Subject>,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy)]
+struct Subject {
+    hash: u64,
+    /// Whether it tells of an end.
     lasting: bool,
 }
 
 /// Whatever an event may name its subject by, and what tells an end.
 #[derive(Deserialize, Default, Hash)]
 #[serde(default, rename_all = "kebab-case")]
-struct Subject {
+struct Named {
     device: Option<String>,
     id: Option<String>,
     path: Option<String>,
@@ -96,50 +107,74 @@ struct Subject {
     status: Option<String>,
 }
 
-impl Queue {
-    fn push(&mut self, event: Event) {
-        let mut named: Subject = event.decode().unwrap_or_default();
+impl Subject {
+    fn of(event: &Event, hasher: &RandomState) -> Self {
+        let mut named: Named = event.decode().unwrap_or_default();
         let lasting = ends_something(&event.name, named.status.as_deref());
         // A later status of the same subject takes the place of an earlier one, save of an end.
         named.status = None;
-        let subject = self.hasher.hash_one((&event.name, &named, lasting));
+        let hash = hasher.hash_one((&event.name, &named, lasting));
+        Self { hash, lasting }
+    }
+}
 
-        if self.entries.len() >= self.capacity {
-            if let Some(&older) = self.newest.get(&subject) {
-                self.remove(older);
-                self.missed += 1;
-            } else if !lasting || self.lasting >= self.capacity {
-                self.leave_one_out(lasting);
-            } else if self.entries.len() > self.lasting {
-                self.leave_one_out(false);
-            }
-        }
-        self.newest.insert(subject, self.next);
-        self.lasting += usize::from(lasting);
-        self.entries.insert(
-            self.next,
-            Entry {
-                event,
-                subject,
-                lasting,
-            },
-        );
+impl Queue {
+    fn push(&mut self, event: Event) {
+        let entry = Entry {
+            event,
+            subject: None,
+        };
+        self.entries.insert(self.next, entry);
         self.next += 1;
+        if self.entries.len() > self.capacity {
+            self.make_room();
+        }
+    }
+
+    /// Gives every entry its subject, then leaves one out, or none if only ends are left and
+    /// there is room for them.
+    fn make_room(&mut self) {
+        let newcomer = self.next - 1;
+        let fresh = self.entries.range_mut(self.known..newcomer);
+        for (place, entry) in fresh {
+            let subject = *entry
+                .subject
+                .insert(Subject::of(&entry.event, &self.hasher));
+            self.newest.insert(subject.hash, *place);
+            self.lasting += usize::from(subject.lasting);
+        }
+        self.known = self.next;
+
+        let Some(entry) = self.entries.get_mut(&newcomer) else {
+            return;
+        };
+        let subject = *entry
+            .subject
+            .insert(Subject::of(&entry.event, &self.hasher));
+        let others = self.entries.len() - 1;
+        if let Some(&older) = self.newest.get(&subject.hash) {
+            self.remove(older);
+            self.missed += 1;
+        } else if !subject.lasting || self.lasting >= self.capacity {
+            self.leave_one_out(newcomer, subject.lasting);
+        } else if others > self.lasting {
+            self.leave_one_out(newcomer, false);
+        }
+        self.newest.insert(subject.hash, newcomer);
+        self.lasting += usize::from(subject.lasting);
     }
 
     /// Leaves out the oldest event that has a newer one of its subject behind it, else the
     /// oldest; of those that end something only if `lasting`.
-    fn leave_one_out(&mut self, lasting: bool) {
+    fn leave_one_out(&mut self, newcomer: u64, lasting: bool) {
         let allowed = || {
-            self.entries
-                .iter()
-                .filter(|(_, entry)| lasting || !entry.lasting)
+            let earlier = self.entries.range(..newcomer);
+            earlier
+                .filter_map(|(place, entry)| Some((*place, entry.subject?)))
+                .filter(|(_, subject)| lasting || !subject.lasting)
         };
-        let superseded = allowed().find(|(place, entry)| self.newest[&entry.subject] != **place);
-        if let Some(place) = superseded
-            .or_else(|| allowed().next())
-            .map(|(place, _)| *place)
-        {
+        let superseded = allowed().find(|(place, subject)| self.newest[&subject.hash] != *place);
+        if let Some((place, _)) = superseded.or_else(|| allowed().next()) {
             self.remove(place);
             self.missed += 1;
         }
@@ -152,9 +187,11 @@ impl Queue {
 
     fn remove(&mut self, place: u64) -> Option<Event> {
         let entry = self.entries.remove(&place)?;
-        self.lasting -= usize::from(entry.lasting);
-        if self.newest.get(&entry.subject) == Some(&place) {
-            self.newest.remove(&entry.subject);
+        if let Some(subject) = entry.subject {
+            self.lasting -= usize::from(subject.lasting);
+            if self.newest.get(&subject.hash) == Some(&place) {
+                self.newest.remove(&subject.hash);
+            }
         }
         Some(entry.event)
     }

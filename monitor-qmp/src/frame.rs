@@ -97,6 +97,13 @@ impl Decoder {
     /// The next whole object, if it is there.
     pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, FrameError> {
         self.discard();
+        if self.scanned == 0 {
+            // Space between messages belongs to none: else it would count towards a limit or not,
+            // depending on how the stream is cut.
+            let is_message = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+            let start = self.buffer.iter().position(is_message);
+            self.buffer.advance(start.unwrap_or(self.buffer.len()));
+        }
         match self
             .scanner
             .scan(&self.buffer[self.scanned..], self.limits.depth)

@@ -41,6 +41,7 @@ pub fn frame(input: &[u8]) {
     for object in &whole {
         assert!(object.len() <= LIMITS.size);
         left = left
+            .trim_ascii_start()
             .strip_prefix(object.as_slice())
             .expect("they follow one another");
         // Whatever it is: it is told apart without a panic.

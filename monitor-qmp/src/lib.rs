@@ -45,8 +45,13 @@
 //!   the guest waits there first.
 //! - **A deadline does not close the connection.** It asks QEMU for a sign of life out of band:
 //!   [`Health::Busy`] or [`Health::Unresponsive`], until the answer comes after all.
+//! - **An unknown outcome is settled by asking**: [`Settle`] knows the question for each command
+//!   that changes something, and [`Monitor::execute_settled`] never sends one twice.
 //! - **Events** go to an [`EventSink`] in the order of the wire, before any later reply is
-//!   handed over. [`events`] makes a bounded stream of them.
+//!   handed over. [`events`] makes a bounded stream of them, and [`Monitor::expect_event`] waits
+//!   for one, armed before the command that causes it is written.
+//! - **A stuck QEMU can be rescued**: a place past its main loop is always free for `yank` and
+//!   its like, and [`Monitor::diagnose`] tells busy, link down and silent apart.
 //! - **The end of the stream** fails every caller at once, with the reason.
 //! - **Dropping the last handle** closes the stream: QEMU serves one client at a time.
 //!
@@ -61,8 +66,10 @@
 //! # What this crate does not know
 //!
 //! Which guest it talks to, who holds a job of it, how the stream was made, and how to make a
-//! new one: a closed monitor stays closed. It never retries and never asks twice on its own,
-//! save for the probes above, which change nothing.
+//! new one: a closed monitor stays closed, unless the caller chose [`Reconnect`] and gave it a
+//! closure that dials. It never sends a command twice; what it asks on its own changes nothing.
+//! Which QEMU has which command it learns from the [`Schema`] of the one that runs, not from
+//! version numbers.
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")

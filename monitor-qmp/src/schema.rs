@@ -21,7 +21,7 @@ use crate::{
 mod later;
 mod walk;
 
-use self::walk::{Sample, Walk};
+use self::walk::{Sample, Walk, fill};
 
 /// How many samples are taken of a type whose shape depends on a tag: more than any union of
 /// commands' arguments has cases (46 in QEMU 7.2).
@@ -67,12 +67,21 @@ pub enum DifferenceKind {
     Contradiction,
 }
 
-/// One typed command or event, and how it is compared.
+/// One typed command or event. Its types are behind functions, so that the comparison itself is
+/// compiled once and not for each.
 pub(crate) struct Typed {
     pub(crate) name: &'static str,
-    is_command: bool,
-    compare: fn(&Schema, &'static str, &SchemaEntry, &mut Findings),
+    says: Says,
+    /// Fills the type of what QEMU says: a reply, or what an event carries.
+    said: Fill,
 }
+
+enum Says {
+    Command { oob: bool, arguments: Fill },
+    Event,
+}
+
+type Fill = fn(&Walk<'_>, &str) -> Result<(), String>;
 
 /// What the walks found so far.
 #[derive(Default)]
@@ -150,15 +159,7 @@ impl Schema {
     pub fn compare(&self) -> Vec<Difference> {
         let mut findings = Findings::default();
         for typed in command::ALL.iter().copied().flatten().chain(event::ALL) {
-            let (meta_type, kind) = if typed.is_command {
-                ("command", DifferenceKind::Command)
-            } else {
-                ("event", DifferenceKind::Event)
-            };
-            match self.entry(typed.name, meta_type) {
-                Some(entry) => (typed.compare)(self, typed.name, entry, &mut findings),
-                None => findings.add(typed.name, String::new(), kind),
-            }
+            findings.compare(self, typed);
         }
         findings.end()
     }
@@ -192,110 +193,104 @@ impl Typed {
     pub(crate) const fn command<C: Command + DeserializeOwned>() -> Self {
         Self {
             name: C::NAME,
-            is_command: true,
-            compare: compare_command::<C>,
+            says: Says::Command {
+                oob: C::OOB,
+                arguments: fill::<C>,
+            },
+            said: fill::<C::Reply>,
         }
     }
 
     pub(crate) const fn event<T: DeserializeOwned>(name: &'static str) -> Self {
         Self {
             name,
-            is_command: false,
-            compare: compare_event::<T>,
-        }
-    }
-}
-
-fn compare_event<T: DeserializeOwned>(
-    schema: &Schema,
-    name: &'static str,
-    entry: &SchemaEntry,
-    findings: &mut Findings,
-) {
-    if let Some(data) = entry.arg_type.as_deref() {
-        compare_said::<T>(schema, name, data, findings);
-    }
-}
-
-fn compare_command<C: Command + DeserializeOwned>(
-    schema: &Schema,
-    _: &'static str,
-    entry: &SchemaEntry,
-    findings: &mut Findings,
-) {
-    if entry.allow_oob != C::OOB {
-        let may = if entry.allow_oob { "may" } else { "may not" };
-        findings.contradict(C::NAME, format!("it {may} run out of band"));
-    }
-    if let Some(arguments) = entry.arg_type.as_deref() {
-        compare_arguments::<C>(schema, arguments, findings);
-    }
-    if let Some(reply) = entry.ret_type.as_deref() {
-        compare_said::<C::Reply>(schema, C::NAME, reply, findings);
-    }
-}
-
-/// What we say: QEMU must know all of it, and miss nothing.
-fn compare_arguments<C: Command + DeserializeOwned>(
-    schema: &Schema,
-    arguments: &str,
-    findings: &mut Findings,
-) {
-    let mut is_closed = false;
-    for choice in 0..SAMPLES {
-        let walk = Walk::new(schema, Sample::Full, choice);
-        if let Err(error) = walk.fill::<C>(arguments) {
-            findings.contradict(C::NAME, format!("arguments: {error}"));
-        }
-        is_closed |= walk.top_is_closed();
-        for (owner, member, known) in walk.members() {
-            if !known {
-                let what = format!("{owner}.{member}");
-                findings.add(C::NAME, what, DifferenceKind::Argument);
-            }
-        }
-        findings.values(C::NAME, &walk);
-    }
-    if !is_closed {
-        // It takes any argument besides: what is required is up to the caller.
-        return;
-    }
-    let required = schema.entries.get(arguments).into_iter();
-    let required = required.flat_map(|entry| &entry.members);
-    for member in required.filter(|member| member.default.is_none()) {
-        let walk = Walk::new(schema, Sample::Without(&member.name), 0);
-        if walk.fill::<C>(arguments).is_ok() {
-            findings.contradict(C::NAME, format!("arguments: `{}` is required", member.name));
-        }
-    }
-}
-
-/// What QEMU says: we must be able to read it, with all that is optional and without.
-fn compare_said<T: DeserializeOwned>(
-    schema: &Schema,
-    subject: &'static str,
-    said: &str,
-    findings: &mut Findings,
-) {
-    for choice in 0..SAMPLES {
-        for sample in [Sample::Full, Sample::Required] {
-            let walk = Walk::new(schema, sample, choice);
-            if let Err(error) = walk.fill::<T>(said) {
-                findings.contradict(subject, format!("reading: {error}"));
-            }
-            for (owner, member, known) in walk.members() {
-                let found = findings
-                    .members
-                    .entry((owner, member))
-                    .or_insert((false, subject));
-                found.0 |= known;
-            }
-            findings.values(subject, &walk);
+            says: Says::Event,
+            said: fill::<T>,
         }
     }
 }
 
 impl Findings {
+    fn compare(&mut self, schema: &Schema, typed: &Typed) {
+        let (meta_type, absent) = match typed.says {
+            Says::Command { .. } => ("command", DifferenceKind::Command),
+            Says::Event => ("event", DifferenceKind::Event),
+        };
+        let Some(entry) = schema.entry(typed.name, meta_type) else {
+            return self.add(typed.name, String::new(), absent);
+        };
+        let said = match typed.says {
+            Says::Event => &entry.arg_type,
+            Says::Command { oob, arguments } => {
+                if entry.allow_oob != oob {
+                    let may = if entry.allow_oob { "may" } else { "may not" };
+                    self.contradict(typed.name, format!("it {may} run out of band"));
+                }
+                if let Some(taken) = entry.arg_type.as_deref() {
+                    self.compare_arguments(schema, typed.name, taken, arguments);
+                }
+                &entry.ret_type
+            }
+        };
+        if let Some(said) = said {
+            self.compare_said(schema, typed.name, said, typed.said);
+        }
+    }
+
+    /// What we say: QEMU must know all of it, and miss nothing.
+    fn compare_arguments(
+        &mut self,
+        schema: &Schema,
+        subject: &'static str,
+        taken: &str,
+        fill: Fill,
+    ) {
+        let mut is_closed = false;
+        for choice in 0..SAMPLES {
+            let walk = Walk::new(schema, Sample::Full, choice);
+            if let Err(error) = fill(&walk, taken) {
+                self.contradict(subject, format!("arguments: {error}"));
+            }
+            is_closed |= walk.top_is_closed();
+            for (owner, member, known) in walk.members() {
+                if !known {
+                    let what = format!("{owner}.{member}");
+                    self.add(subject, what, DifferenceKind::Argument);
+                }
+            }
+            self.values(subject, &walk);
+        }
+        if !is_closed {
+            // It takes any argument besides: what is required is up to the caller.
+            return;
+        }
+        let required = schema.entries.get(taken).into_iter();
+        let required = required.flat_map(|entry| &entry.members);
+        for member in required.filter(|member| member.default.is_none()) {
+            let walk = Walk::new(schema, Sample::Without(&member.name), 0);
+            if fill(&walk, taken).is_ok() {
+                self.contradict(subject, format!("arguments: `{}` is required", member.name));
+            }
+        }
+    }
+
+    /// What QEMU says: we must be able to read it, with all that is optional and without.
+    fn compare_said(&mut self, schema: &Schema, subject: &'static str, said: &str, fill: Fill) {
+        for choice in 0..SAMPLES {
+            for sample in [Sample::Full, Sample::Required] {
+                let walk = Walk::new(schema, sample, choice);
+                if let Err(error) = fill(&walk, said) {
+                    self.contradict(subject, format!("reading: {error}"));
+                }
+                for (owner, member, known) in walk.members() {
+                    let found = self.members.entry((owner, member));
+                    found.or_insert((false, subject)).0 |= known;
+                }
+                self.values(subject, &walk);
+            }
+        }
+    }
+
     fn add(&mut self, subject: &'static str, what: String, kind: DifferenceKind) {
         self.differences.insert(Difference {
             since: later::since(subject, &what),

@@ -45,7 +45,7 @@ fn differences(change: impl FnOnce(&mut Value)) -> Vec<String> {
     change(&mut entries);
     let schema = Schema::new(serde_json::from_value(entries).unwrap());
     let mut findings = Findings::default();
-    compare_command::<Ask>(&schema, Ask::NAME, &schema.entries["ask"], &mut findings);
+    findings.compare(&schema, &Typed::command::<Ask>());
     findings.end().iter().map(ToString::to_string).collect()
 }
 

@@ -52,6 +52,24 @@ pub(super) struct Walk<'a> {
 
 type Failed = value::Error;
 
+/// Fills a `T` from a sample of the schema's `type_name`. A case that only QEMU knows is no
+/// failure: it may know more than we do.
+pub(super) fn fill<T: DeserializeOwned>(walk: &Walk<'_>, type_name: &str) -> Result<(), String> {
+    let node = Node {
+        walk,
+        type_name,
+        depth: 0,
+        tag: None,
+    };
+    match T::deserialize(node) {
+        Ok(_) => Ok(()),
+        Err(error) => match error.to_string() {
+            only_theirs if only_theirs.contains("unknown variant") => Ok(()),
+            text => Err(text),
+        },
+    }
+}
+
 impl<'a> Walk<'a> {
     pub(super) fn new(schema: &'a Schema, sample: Sample<'a>, choice: usize) -> Self {
         Self {
@@ -61,24 +79,6 @@ impl<'a> Walk<'a> {
             top_is_closed: Cell::new(false),
             members: RefCell::default(),
             values: RefCell::default(),
-        }
-    }
-
-    /// Fills a `T` from a sample of the schema's `type_name`. A case that only QEMU knows is no
-    /// failure: it may know more than we do.
-    pub(super) fn fill<T: DeserializeOwned>(&self, type_name: &str) -> Result<(), String> {
-        let node = Node {
-            walk: self,
-            type_name,
-            depth: 0,
-            tag: None,
-        };
-        match T::deserialize(node) {
-            Ok(_) => Ok(()),
-            Err(error) => match error.to_string() {
-                only_theirs if only_theirs.contains("unknown variant") => Ok(()),
-                text => Err(text),
-            },
         }
     }
 

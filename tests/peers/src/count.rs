@@ -38,6 +38,17 @@ pub fn allocations() -> usize {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
 
+/// Seconds of CPU that this process took so far.
+pub fn cpu() -> f64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is ours and of the type that the kernel fills.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut now) };
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
 /// What of this process is in memory now, and the most there ever was; in bytes.
 pub fn memory() -> (f64, f64) {
     // SAFETY: only gives free memory back.

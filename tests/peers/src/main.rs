@@ -275,6 +275,8 @@ fn report(medians: &Medians) -> ExitCode {
         ">=",
         1e6,
     );
+    let grown = of("ours", "events", "slow-memory") / f64::from(1 << 20);
+    figure("events-slow-memory", grown, "MiB", "<=", 1.0);
     figure(
         "idle",
         of("ours", "idle", "each") / 1024.0,

@@ -29,25 +29,43 @@ pub fn schema(entries: usize) -> String {
     format!("[{}]", all.join(", "))
 }
 
+/// What takes long to make, made before anything is measured.
+struct Canned {
+    big: [String; 2],
+    burst: Vec<u8>,
+}
+
+fn burst() -> Vec<u8> {
+    let event = |n| {
+        format!(
+            "{{\"timestamp\": {{\"seconds\": 1, \"microseconds\": {n}}}, \"event\": \"RTC_CHANGE\", \"data\": {{\"offset\": {n}, \"qom-path\": \"/rtc\"}}}}\r\n"
+        )
+    };
+    (0..BURST).flat_map(|n| event(n).into_bytes()).collect()
+}
+
 /// Serves connections at `path` until killed.
 pub fn serve(path: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
-    let big = Arc::new(BIG.map(schema));
+    let canned = Arc::new(Canned {
+        big: BIG.map(schema),
+        burst: burst(),
+    });
     println!("ready");
     io::stdout().flush()?;
     for stream in listener.incoming() {
-        let (stream, big) = (stream?, Arc::clone(&big));
+        let (stream, canned) = (stream?, Arc::clone(&canned));
         std::thread::Builder::new()
             .stack_size(128 * 1024)
             .spawn(move || {
                 // A client that leaves is no failure.
-                let _ = answer(stream, &big);
+                let _ = answer(stream, &canned);
             })?;
     }
     Ok(())
 }
 
-fn answer(mut stream: UnixStream, big: &[String; 2]) -> io::Result<()> {
+fn answer(mut stream: UnixStream, canned: &Canned) -> io::Result<()> {
     stream.write_all(GREETING.as_bytes())?;
     let mut input = Vec::new();
     let mut output = Vec::new();
@@ -72,8 +90,8 @@ fn answer(mut stream: UnixStream, big: &[String; 2]) -> io::Result<()> {
                         start = at + 1;
                         let value: &[u8] = match name(request) {
                             b"query-status" => b"{\"status\": \"running\", \"running\": true}",
-                            b"query-qmp-schema" => big[0].as_bytes(),
-                            b"query-commands" => big[1].as_bytes(),
+                            b"query-qmp-schema" => canned.big[0].as_bytes(),
+                            b"query-commands" => canned.big[1].as_bytes(),
                             // What was read of this client so far, and the next count begins.
                             b"query-name" => {
                                 let text = format!("{{\"name\": \"{reads} {bytes}\"}}");
@@ -82,12 +100,7 @@ fn answer(mut stream: UnixStream, big: &[String; 2]) -> io::Result<()> {
                                 continue;
                             }
                             b"stop" => {
-                                for n in 0..BURST {
-                                    let _ = write!(
-                                        output,
-                                        "{{\"timestamp\": {{\"seconds\": 1, \"microseconds\": {n}}}, \"event\": \"RTC_CHANGE\", \"data\": {{\"offset\": {n}, \"qom-path\": \"/rtc\"}}}}\r\n"
-                                    );
-                                }
+                                output.extend_from_slice(&canned.burst);
                                 b"{}"
                             }
                             _ => b"{}",
