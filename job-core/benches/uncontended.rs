@@ -1,6 +1,7 @@
 //! What does a job cost when nobody else is there?
 //!
-//! Begin and end through the public path as a daemon uses it: a 30 s tokio deadline, an owner label, the history, and a
+//! Begin and end through the public path as a daemon uses it: a 30 s tokio deadline (made, as an async
+//! block makes it, once there is something to wait for), an owner label, the history, and a
 //! tracing subscriber that is installed but does not want these events. Beside tokio's mutex, which knows no kinds, no
 //! order of precedence, no holder and no history.
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use job_core::{JobKind, Scheduler};
 use measure::{Bar, figure, median, ratio};
 use tokio::sync::Mutex;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,7 +44,7 @@ async fn compare(rounds: usize, jobs: u32) {
     for _ in 0..rounds {
         ours.push(
             each(jobs, async || {
-                let deadline = sleep_until(tokio::time::Instant::now() + PATIENCE);
+                let deadline = async { sleep(PATIENCE).await };
                 let job = domain
                     .caller("status")
                     .begin(JobKind::Query, deadline)

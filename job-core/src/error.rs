@@ -17,14 +17,14 @@ pub enum BeginError {
         /// For how long the caller had waited.
         waited: Duration,
         /// Who had the domain at that moment; nobody, if only the caller's own lateness was in the way.
-        holder: Option<Holder>,
+        holder: Option<Box<Holder>>,
     },
     /// A try-begin found the domain taken.
     Busy {
         /// What was asked for.
         wanted: Kind,
         /// Who has it.
-        holder: Option<Holder>,
+        holder: Option<Box<Holder>>,
     },
     /// As many callers of this class wait already as the limits allow.
     QueueFull {
@@ -33,7 +33,7 @@ pub enum BeginError {
         /// How many wait.
         waiting: usize,
         /// Who has the domain meanwhile.
-        holder: Option<Holder>,
+        holder: Option<Box<Holder>>,
     },
     /// The wait could never end, or the two jobs must not be held together: the same flow holds the other one.
     WouldDeadlock {
@@ -172,7 +172,7 @@ impl fmt::Display for Holder {
 
 impl fmt::Display for BeginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let held_by = |f: &mut fmt::Formatter<'_>, holder: &Option<Holder>| match holder {
+        let held_by = |f: &mut fmt::Formatter<'_>, holder: &Option<Box<Holder>>| match holder {
             Some(holder) => write!(f, ", held by {holder}"),
             None => Ok(()),
         };
@@ -244,14 +244,14 @@ mod tests {
         let error = BeginError::TimedOut {
             wanted: Kind::Normal(JobKind::Modify),
             waited: Duration::from_secs(30),
-            holder: Some(Holder {
+            holder: Some(Box::new(Holder {
                 id: 7,
                 kind: Kind::Async(AsyncKind::MigrationOut),
                 owner: "migrate".into(),
                 phase: Some("perform".into()),
                 command: None,
                 held: Duration::from_secs(252),
-            }),
+            })),
         };
         assert_eq!(
             error.to_string(),

@@ -127,7 +127,8 @@ impl Waiting {
         // A grant that came in this very instant is our own, and nobody's who was in the way.
         let holder = lock(&self.shared.ledger)
             .blocker(self.want, now)
-            .filter(|holder| holder.id != self.id);
+            .filter(|holder| holder.id != self.id)
+            .map(Box::new);
         debug!(domain = %self.shared.domain, job = self.id, kind = %self.want.kind(), ?waited, "job timed out");
         BeginError::TimedOut {
             wanted: self.want.kind(),

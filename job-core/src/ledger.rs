@@ -179,7 +179,7 @@ impl Ledger {
             Refusal::QueueFull { waiting } => BeginError::QueueFull {
                 wanted: want.kind(),
                 waiting: waiting as usize,
-                holder: self.blocker(want, now),
+                holder: self.blocker(want, now).map(Box::new),
             },
         }
     }
