@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::error::Failure;
-use crate::{run, test, tidy, workspace};
+use crate::{run, test, tidy, verify, workspace};
 
 struct Step {
     name: &'static str,
@@ -40,6 +40,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "tidy",
         run: || tidy::run(&[]),
+    },
+    Step {
+        name: "verify",
+        run: || verify::run(&["--short".into()]),
     },
     Step {
         name: "test",

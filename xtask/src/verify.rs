@@ -1,5 +1,6 @@
 //! `verify [job-core]`: the explorations, how many states and interleavings they covered, and whether they would notice.
 //!
+//! `--mutants` breaks the slots on purpose, `--miri` interprets the tests of the rules.
 //! The tests themselves print what they checked; here they are only started, long or short. The short form takes less
 //! than a minute once built and explores less, the same way.
 
@@ -12,7 +13,7 @@ use crate::{figures, run, workspace};
 
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let (flags, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.starts_with('-'));
-    let known = ["--short", "--mutants"];
+    let known = ["--short", "--mutants", "--miri"];
     if let Some(other) = flags.iter().find(|flag| !known.contains(&flag.as_str())) {
         return Err(Failure::Usage(format!("verify does not know '{other}'")));
     }
@@ -22,6 +23,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let has = |name: &str| flags.iter().any(|flag| *flag == name);
     if has("--mutants") {
         return mutants::run();
+    }
+    if has("--miri") {
+        return run::run(&mut interpreted());
     }
     let is_short = has("--short");
     let outcomes = [
@@ -52,6 +56,19 @@ fn explorations(is_short: bool) -> Command {
         tests.env("JOB_CORE_HISTORIES", "5000");
     }
     tests.args(["--", "--nocapture"]);
+    tests
+}
+
+/// The rules under miri, which only nightly has (`rustup component add miri --toolchain nightly`). The walks are left to
+/// the compiled run: interpreted they take hours, and they have no more unsafe code than the rest, which is none.
+fn interpreted() -> Command {
+    let mut tests = run::cargo();
+    tests.current_dir(workspace::root());
+    tests.env("RUSTUP_TOOLCHAIN", "nightly").env_remove("CARGO");
+    // The clock and proptest's files are outside.
+    tests.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    tests.args(["miri", "test", "--package", "job-core", "--lib"]);
+    tests.args(["--test", "rules"]);
     tests
 }
 
