@@ -145,9 +145,11 @@ fn a_timeout_names_the_holder_and_leaves_the_queue() {
     let error = block_on(domain.caller("resize").begin(JobKind::Modify, ready(()))).unwrap_err();
     let text = error.to_string();
     assert!(
-        text.starts_with(
-            "cannot begin modify job: waited 0ms, held by migration-out (perform, 0ms, "
-        ),
+        text.starts_with("cannot begin modify job: waited "),
+        "{text}"
+    );
+    assert!(
+        text.contains(", held by migration-out (perform, "),
         "{text}"
     );
     assert!(
