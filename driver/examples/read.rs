@@ -9,7 +9,7 @@ use transport_host::Transports;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let run_dir = std::env::temp_dir().join(format!("vmwright-read-{}", std::process::id()));
     let driver = Driver::builder(Transports::builder().build()?, &run_dir).build()?;
-    let web = driver.define(Guest::new("web"))?;
+    let web = driver.define(Guest::new("web")).await?;
 
     // One guest: what it does, what it is defined as, who holds it.
     let observed = web.observed();

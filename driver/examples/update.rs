@@ -10,7 +10,7 @@ use transport_host::Transports;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let run_dir = std::env::temp_dir().join(format!("vmwright-update-{}", std::process::id()));
     let driver = Driver::builder(Transports::builder().build()?, &run_dir).build()?;
-    let web = driver.define(Guest::new("web"))?;
+    let web = driver.define(Guest::new("web")).await?;
 
     // A domain without a guest takes jobs too: its definition is changed for the next start.
     let deadline = Deadline::now() + Duration::from_secs(5);

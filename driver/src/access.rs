@@ -116,10 +116,11 @@ impl<'a> Monitor<'a> {
 
     async fn ready(&self) -> Result<&Arc<dyn Qmp>, Error> {
         check(self.domain, &self.right)?;
-        let monitor = self
-            .live
-            .monitor()
-            .ok_or_else(|| Cause::State("QEMU's monitor has not greeted yet".into()))?;
+        let monitor = self.live.monitor().ok_or_else(|| {
+            Cause::State(
+                "its monitor is not connected; that is tried again as long as QEMU runs".into(),
+            )
+        })?;
         if monitor.health() == Health::Unresponsive && !self.is_destroy {
             return Err(Cause::Unresponsive.into());
         }

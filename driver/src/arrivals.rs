@@ -28,6 +28,7 @@ use crate::ops::AsyncOp;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::migrate::Moving;
 use crate::ops::start::{bring_up, give_up, refuse_if_running, run};
+use crate::records::Work;
 use crate::registry::Taken;
 
 /// How often QEMU is asked whether all was loaded.
@@ -89,8 +90,7 @@ impl Arrivals {
         let (name, uuid) = (guest.name.clone(), guest.uuid);
         let records = Records {
             definition: Some(guest),
-            attached: None,
-            moved_away: false,
+            ..Records::default()
         };
         let make = |id| Inner::new(id, &name, uuid, &self.context, records);
         let inner = self
@@ -287,6 +287,7 @@ async fn hold(
         records.definition = Some(definition);
         records.moved_away = false;
     })?;
+    op.domain().0.store_definition().await?;
     let (live, listener) = match open(&mut op, &guest).await {
         Ok((live, listener, prepared)) => {
             // Nobody waits for it any more: the orders, or their end, say what becomes of it.
@@ -312,7 +313,7 @@ async fn open(
     op: &mut AsyncOp,
     guest: &Guest,
 ) -> Result<(Arc<Live>, UnixListener, Prepared), Error> {
-    let live = bring_up(op, guest, true).await?;
+    let live = bring_up(op, guest, Work::MigrationIn).await?;
     let path = op.domain().0.run_dir().join("migrate.sock");
     let opened = async {
         let listener = UnixListener::bind(&path).map_err(io("listen on", &path))?;

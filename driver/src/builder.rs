@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
-use remote_migrate::{Journal, MemoryJournal};
+use remote_migrate::Journal;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -19,8 +19,11 @@ use crate::context::{Context, Defaults, WrapJobs, WrapMonitor};
 use crate::driver::Driver;
 use crate::error::{Cause, Error, io};
 use crate::events::Log;
+use crate::journal::StoreJournal;
+use crate::ops::recover::{Recoveries, recover_all};
 use crate::process::{Launcher, Plain};
 use crate::registry::Registry;
+use crate::store::{FileStore, StateStore};
 
 /// How many things a driver remembers for those who follow it.
 const DRIVER_LOG: usize = 4096;
@@ -41,7 +44,9 @@ pub struct Builder {
     launcher: Box<dyn Launcher>,
     wrap_jobs: WrapJobs,
     wrap_monitor: WrapMonitor,
-    journal: Arc<dyn Journal>,
+    journal: Option<Arc<dyn Journal>>,
+    state_dir: Option<PathBuf>,
+    store: Option<Arc<dyn StateStore>>,
 }
 
 impl Builder {
@@ -55,7 +60,9 @@ impl Builder {
             launcher: Box::new(Plain),
             wrap_jobs: Box::new(|scheduler| Arc::new(scheduler.clone())),
             wrap_monitor: Box::new(|_, monitor| monitor),
-            journal: Arc::new(MemoryJournal::new()),
+            journal: None,
+            state_dir: None,
+            store: None,
         }
     }
 
@@ -107,19 +114,43 @@ impl Builder {
         }
     }
 
-    /// Keeps the records of migrations there, instead of in memory: what a guest's owner is must outlive the daemon.
+    /// Keeps definitions and migrations below that directory, which should outlive the host's next start. Without it they
+    /// are kept below the run directory, and live as long as that.
+    pub fn state_dir(self, state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: Some(state_dir.into()),
+            ..self
+        }
+    }
+
+    /// Keeps all records there, instead of in files below the two directories.
+    pub fn state_store(self, store: Arc<dyn StateStore>) -> Self {
+        Self {
+            store: Some(store),
+            ..self
+        }
+    }
+
+    /// Keeps the records of migrations there, instead of with the others.
     pub fn journal(self, journal: Arc<dyn Journal>) -> Self {
-        Self { journal, ..self }
+        Self {
+            journal: Some(journal),
+            ..self
+        }
     }
 
     /// Builds the driver. Must be called in a tokio runtime. From here on its configuration does not change.
+    ///
+    /// Guests that an earlier driver left running are known at once, and found again side by side, each under a job of
+    /// its own; [`Driver::recovered`] waits for that. Definitions are read, and those to be started with the host are,
+    /// once a host's start.
     ///
     /// # Errors
     ///
     /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, is too
     /// long for sockets in it, or others may write to it,
-    /// [`Exists`](crate::ErrorKind::Exists) if another driver uses it, [`Io`](crate::ErrorKind::Io)
-    /// if it cannot be made.
+    /// [`Exists`](crate::ErrorKind::Exists) if another driver uses it or the state directory,
+    /// [`Io`](crate::ErrorKind::Io) if one cannot be made or read. A single record that cannot be read is set aside.
     pub fn build(self) -> Result<Driver, Error> {
         let failed = |cause: Cause| Error::new("build the driver", None, cause);
         if !self.run_dir.is_absolute() {
@@ -138,13 +169,26 @@ impl Builder {
             );
             return Err(failed(Cause::BadRequest(text)));
         }
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.run_dir);
-        made.map_err(io("make", &self.run_dir)).map_err(failed)?;
-        check_private(&self.run_dir).map_err(failed)?;
-        let lock = lock(&self.run_dir).map_err(failed)?;
+        let mut locks = vec![own(&self.run_dir).map_err(failed)?];
+        if let Some(state_dir) = &self.state_dir {
+            locks.push(own(state_dir).map_err(failed)?);
+        }
+        let store = match self.store {
+            Some(store) => store,
+            None => {
+                let below = || self.run_dir.join("state");
+                let state_dir = self.state_dir.unwrap_or_else(below);
+                let files = FileStore::new(&self.run_dir, &state_dir);
+                Arc::new(
+                    files
+                        .map_err(io("make folders for records in", &state_dir))
+                        .map_err(failed)?,
+                )
+            }
+        };
+        let journal = self
+            .journal
+            .unwrap_or_else(|| Arc::new(StoreJournal::new(store.clone())));
         let context = Context {
             transports: self.transports,
             run_dir: self.run_dir,
@@ -154,7 +198,9 @@ impl Builder {
             launcher: self.launcher,
             wrap_jobs: self.wrap_jobs,
             wrap_monitor: self.wrap_monitor,
-            journal: self.journal,
+            journal,
+            store,
+            recoveries: Recoveries::default(),
             overdue: Overdue::new(),
             log: Arc::new(Log::new(DRIVER_LOG)),
             registry: Registry::default(),
@@ -162,17 +208,27 @@ impl Builder {
             closing: CancellationToken::new(),
             watchers: TaskTracker::new(),
             parting: CancellationToken::new(),
-            _lock: lock,
+            _locks: locks,
         };
         let sweep = Context::sweep(context.overdue.clone(), context.parting.clone());
         context.watchers.spawn(sweep);
-        Ok(Driver::new(Arc::new(context)))
+        let context = Arc::new(context);
+        recover_all(&context).map_err(failed)?;
+        Ok(Driver::new(context))
     }
 }
 
-/// Two drivers on one run directory would each take the other's guests for leftovers.
-fn lock(run_dir: &Path) -> Result<File, Cause> {
-    let path = run_dir.join("lock");
+/// Makes a directory that is ours alone, as long as the file lives.
+fn own(dir: &Path) -> Result<File, Cause> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(io("make", dir))?;
+    check_private(dir)?;
+    lock(dir)
+}
+
+/// Two drivers on one directory would each take the other's guests for leftovers.
+fn lock(dir: &Path) -> Result<File, Cause> {
+    let path = dir.join("lock");
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -184,20 +240,20 @@ fn lock(run_dir: &Path) -> Result<File, Cause> {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(Cause::Exists(format!(
             "another driver uses {}",
-            run_dir.display()
+            dir.display()
         ))),
         Err(error) => Err(io("lock", &path)(error.into())),
     }
 }
 
-/// Who can write to the run directory can put sockets of their own in the place of a guest's.
-fn check_private(run_dir: &Path) -> Result<(), Cause> {
-    let metadata = std::fs::metadata(run_dir).map_err(io("look at", run_dir))?;
+/// Who can write to the directory can put sockets and records of their own in the place of a guest's.
+fn check_private(dir: &Path) -> Result<(), Cause> {
+    let metadata = std::fs::metadata(dir).map_err(io("look at", dir))?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
     if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
         let text = format!(
-            "the run directory {} must be ours and writable by nobody else; it belongs to uid {owner}, mode {mode:o}",
-            run_dir.display()
+            "the directory {} must be ours and writable by nobody else; it belongs to uid {owner}, mode {mode:o}",
+            dir.display()
         );
         return Err(Cause::BadRequest(text));
     }

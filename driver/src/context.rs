@@ -14,8 +14,10 @@ use tokio_util::task::TaskTracker;
 use transport_host::Transports;
 
 use crate::events::Log;
+use crate::ops::recover::Recoveries;
 use crate::process::Launcher;
 use crate::registry::Registry;
+use crate::store::StateStore;
 
 /// How long things may take unless a call says otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +71,8 @@ pub(crate) struct Context {
     pub(crate) wrap_jobs: WrapJobs,
     pub(crate) wrap_monitor: WrapMonitor,
     pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) store: Arc<dyn StateStore>,
+    pub(crate) recoveries: Recoveries,
     pub(crate) overdue: Overdue,
     pub(crate) log: Arc<Log>,
     pub(crate) registry: Registry,
@@ -80,8 +84,8 @@ pub(crate) struct Context {
     pub(crate) watchers: TaskTracker,
     /// The watchers end, and leave the guests running.
     pub(crate) parting: CancellationToken,
-    /// Keeps a second driver off the run directory for as long as this one lives.
-    pub(crate) _lock: File,
+    /// Keep a second driver off the run directory and the state directory for as long as this one lives.
+    pub(crate) _locks: Vec<File>,
 }
 
 impl Context {

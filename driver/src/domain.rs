@@ -1,6 +1,7 @@
 //! One domain: its scheduler, its state, the guest that runs in it, and the handle that callers have.
 
 mod live;
+mod memory;
 mod reap;
 pub(crate) mod state;
 
@@ -21,6 +22,7 @@ use crate::error::{Cause, Error};
 use crate::events::{Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
+use crate::records::Running;
 pub(crate) use live::{Live, resync};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
 use state::{Observation, Observed, Run};
@@ -43,11 +45,13 @@ pub(crate) struct Inner {
     pub(crate) records: Guarded<Records>,
     observed: watch::Sender<Observed>,
     live: Mutex<Option<Arc<Live>>>,
+    /// What a later daemon must know of the guest that runs. Held only while it is written.
+    running: Arc<tokio::sync::Mutex<Option<Running>>>,
     log: Arc<Log>,
 }
 
 /// Definition and intent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Records {
     /// The description the guest is started from; none for one that was attached.
@@ -56,6 +60,10 @@ pub struct Records {
     pub attached: Option<String>,
     /// Whether the guest moved to another host: it is not started here until it comes back.
     pub moved_away: bool,
+    /// Whether the definition is kept when the guest is off and the driver restarted.
+    pub persistent: bool,
+    /// Whether the guest is started with the first driver after the host was.
+    pub autostart: bool,
 }
 
 /// One row of a list of domains.
@@ -230,6 +238,7 @@ impl Inner {
             scheduler,
             observed: watch::Sender::new(Observed::new(SystemTime::now())),
             live: Mutex::new(None),
+            running: Arc::default(),
             log: Arc::new(Log::new(DOMAIN_LOG)),
         })
     }
@@ -279,6 +288,15 @@ impl Inner {
     pub(crate) fn clear_live(&self, live: &Arc<Live>) {
         let mut place = self.live.lock().unwrap_or_else(PoisonError::into_inner);
         let old = place.take_if(|found| Arc::ptr_eq(found, live));
+        drop(place);
+        drop(old);
+    }
+
+    /// Puts the same guest in under a new generation.
+    pub(crate) fn replace_live(&self, old: &Arc<Live>, new: &Arc<Live>) {
+        let mut place = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = place.as_ref().is_some_and(|found| Arc::ptr_eq(found, old));
+        let old = is_old.then(|| place.replace(new.clone()));
         drop(place);
         drop(old);
     }

@@ -16,7 +16,7 @@ use crate::domain::{Domain, Inner, Records, Row};
 use crate::error::{Cause, Error};
 use crate::events::{Subscription, What};
 use crate::guest::Guest;
-use crate::ops::{Call, Deadline, StartOptions, attach};
+use crate::ops::{Call, Deadline, Recovered, StartOptions, attach};
 use crate::registry::Taken;
 use crate::save_file::SaveFile;
 
@@ -50,13 +50,25 @@ impl Driver {
         Self(Arc::new(Owner(context)))
     }
 
-    /// Makes a guest known. Nothing is started.
+    /// Makes a guest known, for good: its definition is kept until it is removed. Nothing is started.
     ///
-    /// # Errors
-    ///
-    /// [`Invalid`](crate::ErrorKind::Invalid), which names the member that makes no sense;
+    /// Refused as [`Invalid`](crate::ErrorKind::Invalid), with the member that makes no sense, and as
     /// [`Exists`](crate::ErrorKind::Exists) if its name or uuid is taken.
-    pub fn define(&self, guest: Guest) -> Result<Domain, Error> {
+    pub fn define(&self, guest: Guest) -> Call<Domain> {
+        let driver = self.clone();
+        Call::new(self.context().defaults.call, move |_| async move {
+            let domain = driver.make_known(guest, true)?;
+            if let Err(cause) = domain.0.store_definition().await {
+                driver.context().registry.remove(&domain.0);
+                domain.0.scheduler.close();
+                return Err(domain.error("define", cause));
+            }
+            Ok(domain)
+        })
+    }
+
+    /// Makes a guest known, for as long as the driver lives unless it is `persistent`.
+    fn make_known(&self, guest: Guest, persistent: bool) -> Result<Domain, Error> {
         let name = guest.name.clone();
         let failed = |cause: Cause| Error::new("define", Some(name.clone().into()), cause);
         guest.check().map_err(|error| failed(error.into()))?;
@@ -66,8 +78,8 @@ impl Driver {
         let uuid = guest.uuid;
         let records = Records {
             definition: Some(guest),
-            attached: None,
-            moved_away: false,
+            persistent,
+            ..Records::default()
         };
         let make = |id| Inner::new(id, &name, uuid, self.context(), records);
         let inner = self
@@ -84,13 +96,14 @@ impl Driver {
         Ok(Domain(inner))
     }
 
-    /// Makes a guest known and starts it. One that cannot be started is forgotten again.
+    /// Makes a guest known and starts it. One that cannot be started is forgotten again. It is not
+    /// [kept](Self::define): a later driver finds it as long as it runs.
     pub fn start(&self, guest: Guest, options: StartOptions) -> Call<Domain> {
         let driver = self.clone();
         Call::new(
             self.context().defaults.connect,
             move |deadline| async move {
-                let domain = driver.define(guest)?;
+                let domain = driver.make_known(guest, false)?;
                 driver
                     .or_forget(&domain, domain.start_with(options).until(deadline))
                     .await?;
@@ -134,7 +147,7 @@ impl Driver {
                     Ok(domain)
                 }
                 None => {
-                    let domain = driver.define(head.guest)?;
+                    let domain = driver.make_known(head.guest, false)?;
                     driver
                         .or_forget(&domain, domain.restore_from(path).until(deadline))
                         .await?;
@@ -189,6 +202,31 @@ impl Driver {
     #[must_use]
     pub fn list(&self) -> Vec<Row> {
         self.domains().iter().map(Domain::row).collect()
+    }
+
+    /// What became of the guests that an earlier driver left, of the jobs that were at them, and of records that could
+    /// not be read. Waits until each guest was reached, or could not be; those are tried again, and told of as news.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) if some were not looked at by the deadline.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn recovered(&self, deadline: Deadline) -> Result<Vec<Recovered>, Error> {
+        let began = Deadline::now();
+        let recoveries = &self.context().recoveries;
+        match timeout_at(deadline, recoveries.wait()).await {
+            Ok(()) => Ok(recoveries.all()),
+            Err(_) => {
+                let cause = Cause::TimedOut {
+                    what: "guests of an earlier driver",
+                    waited: began.elapsed(),
+                };
+                Err(Error::new("recover", None, cause))
+            }
+        }
     }
 
     /// Follows what happens to all domains from now on.

@@ -9,6 +9,8 @@ use std::time::SystemTime;
 use job_core::{GoneWhy, Kind, Label, Outcome, Progress};
 use uuid::Uuid;
 
+use crate::ops::Recovered;
+
 pub(crate) use log::Log;
 pub use log::{Notice, Subscription};
 pub(crate) use pump::Pump;
@@ -72,6 +74,8 @@ pub enum What {
         /// How.
         why: GoneWhy,
     },
+    /// A driver that came back found it, and this became of it and of the job that was at it.
+    Recovered(Recovered),
     /// The domain was removed.
     Removed,
 }

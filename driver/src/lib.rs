@@ -80,10 +80,14 @@ mod driver;
 mod error;
 mod events;
 mod guest;
+mod journal;
 mod ops;
 mod process;
+mod records;
+mod recovery;
 mod registry;
 mod save_file;
+mod store;
 mod wire;
 
 pub use access::{Agent, Monitor};
@@ -97,9 +101,11 @@ pub use error::{Blame, Effect, Error, ErrorKind};
 pub use events::{News, Notice, Subscription, What};
 pub use guest::{Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Serial};
 pub use ops::{
-    AgentOp, AsyncOp, Call, Deadline, MigrateOptions, Op, SaveOptions, Saved, StartOptions,
+    AgentOp, AsyncOp, Became, Call, Deadline, MigrateOptions, Op, Recovered, SaveOptions, Saved,
+    StartOptions,
 };
 pub use process::{Exit, Launch, Launcher, Plain, Process};
+pub use store::{FileStore, Found, MemoryStore, Shelf, StateStore};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

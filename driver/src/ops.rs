@@ -13,18 +13,20 @@
 mod agent;
 mod attach;
 mod call;
+mod define;
 pub(crate) mod destroy;
 mod held;
 mod lent;
 pub(crate) mod migrate;
+pub(crate) mod recover;
 mod remove;
 mod run_state;
-mod save;
+pub(crate) mod save;
 pub(crate) mod start;
 
 use std::sync::PoisonError;
 
-use job_core::{AgentKind, Ask, AsyncKind, Guard, JobKind, KindSet, Label, Outcome};
+use job_core::{AgentKind, Ask, AsyncJob, AsyncKind, Guard, JobKind, KindSet, Label, Outcome};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -38,6 +40,7 @@ use crate::ops::lent::{Ends, Lent};
 pub use call::Call;
 pub use held::{AgentOp, AsyncOp, Op};
 pub use migrate::MigrateOptions;
+pub use recover::{Became, Recovered};
 pub use save::{SaveOptions, Saved};
 pub use start::StartOptions;
 
@@ -165,11 +168,28 @@ impl Domain {
         let job = asked
             .await
             .map_err(|error| self.error(owner.clone(), error))?;
-        let domain = self.clone();
+        self.run_with(owner, job, deadline, body).await
+    }
+
+    /// Runs `body` under an async job that is held already.
+    pub(crate) async fn run_with<T, F, B>(
+        &self,
+        owner: Label,
+        job: AsyncJob,
+        deadline: Deadline,
+        body: B,
+    ) -> Result<T, Error>
+    where
+        B: FnOnce(AsyncOp) -> F + Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (domain, name) = (self.clone(), owner.clone());
         self.on_own_task(owner, job, deadline, move |job| {
             body(AsyncOp {
                 domain,
                 job,
+                owner: name,
                 deadline,
             })
         })
@@ -207,6 +227,7 @@ impl Domain {
             let result = body(lent)
                 .await
                 .map_err(|error| error.told_of(&name, &domain.0.name));
+            domain.0.job_is_over(id).await;
             let outcome = outcome(result.as_ref().err());
             let job = home.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(job) = job {

@@ -13,14 +13,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::fs::FlockOperation;
+use rustix::process::{Flock, FlockType, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
+
+use crate::records::Identity;
 
 /// A process to be started.
 #[derive(Debug)]
@@ -34,6 +37,10 @@ pub struct Launch {
     pub descriptors: Vec<OwnedFd>,
     /// Where its standard error goes; its standard input and output are `/dev/null`.
     pub stderr: File,
+    /// A file on which the child takes a `fcntl` write lock before it becomes the program, and which it keeps open. It
+    /// has no other descriptor: closing one would unlock it. By it a daemon that was killed right after the launch is known by the next one to have launched, and what. A
+    /// launcher that cannot do this leaves such a guest to be ended by hand.
+    pub lock: File,
 }
 
 /// Starts QEMU processes.
@@ -72,6 +79,7 @@ fn spawn(launch: Launch) -> io::Result<(u32, OwnedFd)> {
         arguments,
         descriptors,
         stderr,
+        lock,
     } = launch;
     let mut command = Command::new(program);
     command
@@ -84,9 +92,12 @@ fn spawn(launch: Launch) -> io::Result<(u32, OwnedFd)> {
         for descriptor in &descriptors {
             rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
         }
+        // Closing the file would unlock it, so the program gets it, too.
+        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?;
+        rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing, so it cannot meet a lock
+    // SAFETY: between fork and exec the closure makes a few system calls and allocates nothing, so it cannot meet a lock
     // that another thread held at the fork.
     unsafe { command.pre_exec(prepare) };
     let mut child = command.spawn()?;
@@ -109,6 +120,34 @@ fn pid(number: u32) -> io::Result<Pid> {
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other(format!("{number} is no process id")))
+}
+
+/// Who holds the lock of a [`Launch`], by the kernel's word. The holder is alive.
+pub(crate) fn lock_holder(path: &Path) -> io::Result<Option<u32>> {
+    let file = match File::options().write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let asked = Flock::from(FlockType::WriteLock);
+    let held = rustix::process::fcntl_getlk(&file, &asked)?;
+    let holder = held.and_then(|held| held.pid);
+    Ok(holder.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()))
+}
+
+impl Identity {
+    /// That process', as it is now.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The program's name is in parentheses and may hold any; the fields after it are counted from the third on.
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let started = fields.split(' ').nth(19).and_then(|text| text.parse().ok());
+        Ok(Self {
+            pid,
+            started: started.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is odd")))?,
+            boot: boot.trim().to_owned(),
+        })
+    }
 }
 
 /// How a process ended.
@@ -278,6 +317,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             descriptors: Vec::new(),
             stderr: File::options().write(true).open("/dev/null").unwrap(),
+            lock: tempfile::tempfile().unwrap(),
         }
     }
 
@@ -313,6 +353,33 @@ mod tests {
         .await;
         assert_eq!(process.exited().await, Exit::Status(0));
         assert_eq!(io::read_to_string(read).unwrap(), "given\n");
+    }
+
+    #[tokio::test]
+    async fn whoever_was_launched_is_known_by_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert_eq!(lock_holder(&path).unwrap(), None);
+        let process = launched(Launch {
+            lock: File::create_new(&path).unwrap(),
+            ..sh("exec sleep 60")
+        })
+        .await;
+        assert_eq!(lock_holder(&path).unwrap(), Some(process.pid()));
+        process.kill().unwrap();
+        process.exited().await;
+        assert_eq!(lock_holder(&path).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn an_identity_is_that_of_one_process_only() {
+        let process = launched(sh("exec sleep 60")).await;
+        let identity = Identity::of(process.pid()).unwrap();
+        assert_eq!(Identity::of(process.pid()).unwrap(), identity);
+        assert_ne!(Identity::of(std::process::id()).unwrap(), identity);
+        process.kill().unwrap();
+        process.exited().await;
+        Identity::of(process.pid()).expect_err("it is gone");
     }
 
     #[tokio::test]

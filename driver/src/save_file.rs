@@ -12,11 +12,15 @@
 //! ```
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::{Cause, io};
 use crate::guest::Guest;
@@ -33,6 +37,9 @@ pub(crate) struct Head {
     pub(crate) guest: Guest,
     /// Whether it ran when it was saved, and should after it was restored.
     pub(crate) was_running: bool,
+    /// Which save wrote it, so that no other file of the same path is taken for its own.
+    #[serde(default)]
+    pub(crate) save: Uuid,
 }
 
 /// How far a save file got.
@@ -76,33 +83,47 @@ impl SaveFile {
                 text.len()
             )));
         }
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path);
-        let mut file = opened.map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Cause::Exists(format!("{} exists already", path.display()))
-            }
-            _ => io("make", path)(error),
-        })?;
         let mut head = Vec::with_capacity(HEAD);
         head.extend_from_slice(MAGIC);
         head.extend_from_slice(State::Partial.word());
         head.extend_from_slice(format!("{:08}\n", text.len()).as_bytes());
         head.extend_from_slice(text.as_bytes());
         head.resize(HEAD, b'\n');
-        file.write_all(&head).map_err(io("write", path))?;
+        let file = make(path, &head).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => Cause::Exists(format!("{} exists already", path.display())),
+            _ => io("make", path)(error),
+        })?;
         Ok(Self {
             path: path.to_owned(),
             file,
         })
     }
 
+    /// How far the file there is, if it is the one that this save wrote. What cannot be read is not.
+    pub(crate) fn state_of(path: &Path, save: Uuid) -> Option<State> {
+        let (_, state, head) = Self::read(path).ok()?;
+        (head.save == save).then_some(state)
+    }
+
     /// Opens one to restore from, at the place where QEMU goes on reading.
     pub(crate) fn open(path: &Path) -> Result<(Self, Head), Cause> {
+        let damaged = |reason: &str| Cause::Damaged {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let (file, state, head) = Self::read(path)?;
+        match state {
+            State::Complete => Ok((file, head)),
+            State::Partial => Err(damaged(
+                "was not saved to its end: the guest was not lost with it, look where it ran",
+            )),
+            State::Restored => Err(damaged(
+                "was restored already: starting from it again would run the past twice",
+            )),
+        }
+    }
+
+    fn read(path: &Path) -> Result<(Self, State, Head), Cause> {
         let damaged = |reason: &str| Cause::Damaged {
             path: path.to_owned(),
             reason: reason.to_owned(),
@@ -115,7 +136,7 @@ impl SaveFile {
         let mut head = vec![0; HEAD];
         file.read_exact(&mut head)
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => damaged("is too short for a saved guest"),
+                ErrorKind::UnexpectedEof => damaged("is too short for a saved guest"),
                 _ => io("read", path)(error),
             })?;
         if &head[..16] != MAGIC {
@@ -123,20 +144,8 @@ impl SaveFile {
         }
         let state = State::ALL
             .into_iter()
-            .find(|state| state.word()[..] == head[16..25]);
-        match state.ok_or_else(|| damaged("does not say whether it is whole"))? {
-            State::Complete => {}
-            State::Partial => {
-                return Err(damaged(
-                    "was not saved to its end: the guest was not lost with it, look where it ran",
-                ));
-            }
-            State::Restored => {
-                return Err(damaged(
-                    "was restored already: starting from it again would run the past twice",
-                ));
-            }
-        }
+            .find(|state| state.word()[..] == head[16..25])
+            .ok_or_else(|| damaged("does not say whether it is whole"))?;
         let length = std::str::from_utf8(&head[25..33])
             .ok()
             .and_then(|digits| digits.parse::<usize>().ok());
@@ -150,6 +159,7 @@ impl SaveFile {
                 path: path.to_owned(),
                 file,
             },
+            state,
             parsed,
         ))
     }
@@ -193,6 +203,32 @@ impl SaveFile {
     }
 }
 
+/// A new file with that head, which is there as a whole or not at all: a daemon that is killed here leaves none that
+/// nobody could tell whose it is.
+fn make(path: &Path, head: &[u8]) -> std::io::Result<File> {
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+    let mut file = match rustix::fs::open(
+        folder,
+        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    ) {
+        Ok(file) => File::from(file),
+        // A file system without nameless files.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(0o600);
+            let mut file = options.open(path)?;
+            file.write_all(head)?;
+            return Ok(file);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    file.write_all(head)?;
+    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +237,7 @@ mod tests {
         let head = Head {
             guest: Guest::new("web"),
             was_running: true,
+            save: Uuid::from_u128(7),
         };
         let file = SaveFile::create(&folder.join("web.save"), &head).unwrap();
         (&file.file).write_all(b"stream").unwrap();
@@ -229,6 +266,9 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert!(reason(&file.path).contains("not saved to its end"));
+        let save = Uuid::from_u128(7);
+        assert_eq!(SaveFile::state_of(&file.path, save), Some(State::Partial));
+        assert_eq!(SaveFile::state_of(&file.path, Uuid::nil()), None);
         file.set_state(State::Restored).unwrap();
         assert!(reason(&file.path).contains("restored already"));
 
@@ -246,6 +286,7 @@ mod tests {
         let head = Head {
             guest: Guest::new("other"),
             was_running: false,
+            save: Uuid::nil(),
         };
         assert!(matches!(
             SaveFile::create(&file.path, &head),

@@ -34,6 +34,7 @@ async fn a_description_with_nonsense_is_refused_by_member(rig: Rig) {
             memory_mib: 0,
             ..rig.empty("web")
         })
+        .await
         .expect_err("no memory");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(
@@ -44,15 +45,23 @@ async fn a_description_with_nonsense_is_refused_by_member(rig: Rig) {
 }
 
 async fn a_name_that_is_taken_is_refused_and_the_first_stays(rig: Rig) {
-    let first = rig.driver.define(rig.empty("web")).expect("it is free");
-    let error = rig.driver.define(rig.empty("web")).expect_err("taken");
+    let first = rig
+        .driver
+        .define(rig.empty("web"))
+        .await
+        .expect("it is free");
+    let error = rig
+        .driver
+        .define(rig.empty("web"))
+        .await
+        .expect_err("taken");
     assert_eq!(error.kind(), ErrorKind::Exists);
     let same = Guest {
         uuid: first.uuid(),
         ..rig.empty("other")
     };
     assert_eq!(
-        rig.driver.define(same).expect_err("taken").kind(),
+        rig.driver.define(same).await.expect_err("taken").kind(),
         ErrorKind::Exists
     );
     assert!(
@@ -170,6 +179,7 @@ async fn a_qemu_that_exits_at_once_leaves_its_last_words_in_the_error(rig: Rig) 
     let domain = rig
         .driver
         .define(guest)
+        .await
         .expect("the description could make sense");
     let error = domain
         .start()

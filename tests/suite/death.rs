@@ -19,7 +19,6 @@ tests! {
     destroy_reaches_past_a_job_that_is_stuck,
     a_guard_of_the_old_guest_cannot_touch_the_next,
     destroy_during_a_start_leaves_nothing,
-    a_qemu_of_an_earlier_daemon_that_hangs_is_not_run_beside,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -204,6 +203,7 @@ async fn destroy_during_a_start_leaves_nothing(rig: Rig) {
         let domain = rig
             .driver
             .define(rig.empty("web"))
+            .await
             .expect("the name is free");
         let starting = tokio::spawn(domain.start().into_future());
         jobs_until(&domain, SECOND, |jobs| jobs.asynchronous.is_some()).await;
@@ -220,37 +220,4 @@ async fn destroy_during_a_start_leaves_nothing(rig: Rig) {
         assert!(is_clean(&rig, &domain), "{destroyed:?} {started:?}");
         domain.remove().await.expect("it is off");
     }
-}
-
-async fn a_qemu_of_an_earlier_daemon_that_hangs_is_not_run_beside(rig: Rig) {
-    let guest = rig.empty("web");
-    let first = rig
-        .driver
-        .start(guest.clone(), StartOptions::default())
-        .await
-        .expect("it starts");
-    let pid = first.observed().pid.expect("it has a process");
-    let run_dir = rig.dir.path().join("run");
-    rig.driver
-        .shutdown(Instant::now() + 5 * SECOND)
-        .await
-        .expect("nothing runs");
-    kill(pid, Signal::STOP);
-    let (env, dir) = rig.into_parts(first);
-    let transports = env.transports().expect("the staged plugins load");
-    let second = driver::Driver::builder(transports, run_dir)
-        .qemu(&env.qemu)
-        .build()
-        .expect("the first one is gone");
-    let domain = second.define(guest).expect("it is free");
-    // Its backlog is short, and it accepts nobody: after a few tries a connect is refused in another way.
-    for _ in 0..6 {
-        let error = domain.start().await.expect_err("it would run twice");
-        assert!(
-            matches!(error.kind(), ErrorKind::State | ErrorKind::Io),
-            "{error:#}"
-        );
-    }
-    kill(pid, Signal::KILL);
-    drop(dir);
 }

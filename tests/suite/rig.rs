@@ -83,17 +83,37 @@ impl Rig {
 
     pub(crate) fn with(env: &Env, defaults: Defaults) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::on(env, defaults, Arc::new(dir))
+    }
+
+    fn on(env: &Env, defaults: Defaults, dir: Arc<TempDir>) -> Self {
         let transports = env.transports().expect("the staged plugins load");
         let driver = Driver::builder(transports, dir.path().join("run"))
+            .state_dir(dir.path().join("state"))
             .qemu(&env.qemu)
             .defaults(defaults)
             .build();
         Self {
             env: env.clone(),
-            driver: driver.expect("the run directory can be made"),
-            dir: Arc::new(dir),
+            driver: driver.expect("the directories can be made"),
+            dir,
             leave: AtomicBool::new(false),
         }
+    }
+
+    /// Ends this driver and leaves its guests running. No handle on a domain may be left.
+    pub(crate) async fn leave(self) -> (Env, Arc<TempDir>) {
+        let parted = self
+            .driver
+            .shutdown(Instant::now() + Duration::from_secs(10));
+        parted.await.expect("nothing goes on");
+        self.leave.store(true, Ordering::SeqCst);
+        (self.env.clone(), self.dir.clone())
+    }
+
+    /// The driver that comes after one that left.
+    pub(crate) fn again((env, dir): (Env, Arc<TempDir>)) -> Self {
+        Self::on(&env, Defaults::default(), dir)
     }
 
     /// A guest that boots the image and counts on its console.
@@ -125,16 +145,6 @@ impl Rig {
 
     pub(crate) fn console_path(&self, name: &str) -> PathBuf {
         self.dir.path().join(format!("{name}.console"))
-    }
-
-    /// Lets go of the driver and of `domain`, the last handle on it, and leaves its guest running. Whoever calls this
-    /// ends that.
-    pub(crate) fn into_parts(self, domain: Domain) -> (Env, Arc<TempDir>) {
-        let parts = (self.env.clone(), self.dir.clone());
-        // Not a domain of the driver any more, so that its guest is not ended with this rig.
-        self.leave.store(true, Ordering::SeqCst);
-        drop(domain);
-        parts
     }
 
     pub(crate) fn console(&self, name: &str) -> Console {

@@ -87,7 +87,7 @@ async fn a_scheduler_that_gives_the_job_of_another_domain_is_found_out(rig: Rig)
     .wrap_jobs(move |_| Arc::new(other.clone()))
     .build()
     .expect("it can be made");
-    let domain = driver.define(rig.empty("web")).expect("it is free");
+    let domain = driver.define(rig.empty("web")).await.expect("it is free");
     let error = domain.start().await.expect_err("found out");
     assert!(
         error.to_string().contains("job of another domain"),

@@ -23,7 +23,7 @@ const RESYNC: Duration = Duration::from_secs(30);
 pub(crate) struct Live {
     pub(crate) generation: u64,
     /// QEMU's process, if it is known.
-    pub(crate) process: Option<Process>,
+    pub(crate) process: Option<Arc<Process>>,
     /// Whether this driver started it, so that its files are ours.
     pub(crate) is_ours: bool,
     monitor: OnceLock<Arc<dyn Qmp>>,
@@ -36,7 +36,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(crate) fn new(generation: u64, process: Option<Process>, is_ours: bool) -> Self {
+    pub(crate) fn new(generation: u64, process: Option<Arc<Process>>, is_ours: bool) -> Self {
         Self {
             generation,
             process,

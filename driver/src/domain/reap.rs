@@ -9,12 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use job_core::{Cleanup, GoneWhy};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::domain::state::Observation;
-use crate::domain::{Inner, Live};
+use crate::domain::{Domain, Inner, Live};
+use crate::ops::recover::reconnect;
 use crate::process::{Exit, Process};
 
 /// After the monitor's end of file the process is given this long to end too. QEMU closes its sockets while it exits;
@@ -26,8 +28,12 @@ const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// The clean-up waits for the guards of the old guest, which are evicted after ten seconds.
 const CLEANUP: Duration = Duration::from_secs(60);
 
-/// Follows a guest to its end.
-pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
+/// Follows a guest to its end. A lost connection begins a new generation of the same process, which is followed in turn.
+pub(crate) fn reap(domain: Arc<Inner>, live: Arc<Live>) -> BoxFuture<'static, ()> {
+    Box::pin(follow(domain, live))
+}
+
+async fn follow(domain: Arc<Inner>, live: Arc<Live>) {
     let parting = domain.context.parting.clone();
     // A driver that goes away leaves its guests running.
     let Some((why, is_over)) = parting.run_until_cancelled(end_of(&domain, &live)).await else {
@@ -41,21 +47,30 @@ pub(crate) async fn reap(domain: Arc<Inner>, live: Arc<Live>) {
         clean_up(&domain, &live, cleanup).await;
         return;
     }
-    // Nobody may believe that the guest is gone: its process runs on, and only a destroy ends it now.
+    // Nobody may believe that the guest is gone: its process runs on.
     drop(domain.end_generation(live.generation, &why));
-    domain.observe(Observation::Lost);
-    let Some(process) = &live.process else {
+    let Some(process) = live.process.clone() else {
         // Without a process to watch, the connection was all there was of it.
+        domain.observe(Observation::Lost);
         domain.observe(Observation::Ended(why));
         domain.clear_live(&live);
         return;
     };
-    if let Some(exit) = parting.run_until_cancelled(process.exited()).await {
-        let why = live.doomed().unwrap_or_else(|| died(&domain, &live, exit));
-        let cleanup = domain.end_generation(live.generation, &why);
-        domain.observe(Observation::Ended(why));
-        clean_up(&domain, &live, cleanup).await;
-    }
+    let next = Live::new(
+        domain.scheduler.generation(),
+        Some(process.clone()),
+        live.is_ours,
+    );
+    let next = Arc::new(next);
+    domain.observe(Observation::Launched {
+        generation: next.generation,
+        pid: Some(process.pid()),
+    });
+    domain.observe(Observation::Lost);
+    domain.replace_live(&live, &next);
+    let watchers = &domain.context.watchers;
+    watchers.spawn(reconnect(Domain(domain.clone()), next.clone()));
+    watchers.spawn(reap(domain.clone(), next));
 }
 
 /// How the guest ended, and whether its process did.
@@ -137,13 +152,8 @@ async fn clean_up(domain: &Arc<Inner>, live: &Arc<Live>, cleanup: Cleanup) {
 
 async fn finish(domain: &Arc<Inner>, live: &Arc<Live>) {
     if live.is_ours {
-        let directory = domain.run_dir();
-        match tokio::fs::remove_dir_all(&directory).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                warn!(domain = %domain.name, directory = %directory.display(), %error, "run directory was not removed");
-            }
-            _ => debug!(domain = %domain.name, "cleaned up"),
-        }
+        domain.forget_guest().await;
+        debug!(domain = %domain.name, "cleaned up");
     }
     domain.clear_live(live);
 }

@@ -35,9 +35,8 @@ pub(crate) fn attach(context: &Arc<Context>, target: String) -> Call<Domain> {
         let found = look(&context, &target, deadline).await.map_err(failed)?;
         let Found { name, uuid, pid } = found;
         let records = Records {
-            definition: None,
             attached: Some(target.clone()),
-            moved_away: false,
+            ..Records::default()
         };
         let make = |id| Inner::new(id, &name, uuid, &context, records);
         let inner = context
@@ -102,9 +101,10 @@ async fn take_in(mut op: AsyncOp, target: String, pid: Option<u32>) -> Result<()
     op.set_phase("connecting");
     // The peer of a socket that somebody else bound and passed to QEMU is that somebody. Only a QEMU is one we may end.
     let process = pid.and_then(|pid| Process::adopt(pid, is_qemu).ok());
+    let process = process.map(Arc::new);
     let generation = op.job().generation();
     let domain = op.domain().clone();
-    let pid = process.as_ref().map(Process::pid);
+    let pid = process.as_ref().map(|process| process.pid());
     let live = Arc::new(Live::new(generation, process, false));
     domain.0.set_live(&live)?;
     domain.0.observe(Observation::Launched { generation, pid });

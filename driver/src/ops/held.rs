@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use job_core::{AgentJob, AsyncJob, Guard, Job, JobKind, Label, Progress, Step, Steps, Stop};
 use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
 use crate::access::{Agent, Monitor};
 use crate::domain::{Domain, Live, Records};
 use crate::error::{Cause, Error};
 use crate::events::What;
+use crate::guest::Guest;
 use crate::ops::Deadline;
 use crate::ops::lent::Lent;
+use crate::records::{Interrupted, Running, Work};
 
 /// A normal job and what it may do. Ends with the operation it was lent to.
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl AgentOp {
 pub struct AsyncOp {
     pub(crate) domain: Domain,
     pub(crate) job: Lent<AsyncJob>,
+    pub(crate) owner: Label,
     pub(crate) deadline: Deadline,
 }
 
@@ -171,6 +175,37 @@ impl AsyncOp {
     pub async fn pause(&self, length: Duration) {
         let token = self.job.token();
         let _stopped = tokio::time::timeout(length, token.stop()).await;
+    }
+
+    /// Writes down what this job is about to do, with what is needed to finish or undo it.
+    pub(crate) async fn note_work(&self, work: Work) -> Result<(), Error> {
+        let job = self.interrupted(work);
+        let noted = self.domain.0.note(move |record| {
+            if let Some(record) = record {
+                record.job = Some(job);
+            }
+        });
+        Ok(noted.await?)
+    }
+
+    /// Writes down that a guest is about to be brought up, and for what.
+    pub(crate) async fn note_guest(&self, guest: &Guest, work: Work) -> Result<(), Error> {
+        let record = Running {
+            guest: guest.clone(),
+            life: Uuid::new_v4(),
+            process: None,
+            job: Some(self.interrupted(work)),
+        };
+        let noted = self.domain.0.note(move |place| *place = Some(record));
+        Ok(noted.await?)
+    }
+
+    fn interrupted(&self, work: Work) -> Interrupted {
+        Interrupted {
+            id: self.job.id(),
+            owner: self.owner.to_string(),
+            work,
+        }
     }
 
     /// The guest of this job's own generation, if it is still there.

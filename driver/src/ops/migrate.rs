@@ -27,6 +27,7 @@ use crate::guest::Guest;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::start::definition;
 use crate::ops::{AsyncOp, Call};
+use crate::records::Work;
 
 /// How often QEMU is asked how far it is.
 const POLL: Duration = Duration::from_millis(100);
@@ -240,6 +241,9 @@ impl SourceHost for Leaving<'_> {
         let mut op = self.op.lock().await;
         op.set_phase("begin");
         let guest = definition(&op).map_err(HostError::new)?;
+        op.note_work(Work::MigrationOut)
+            .await
+            .map_err(HostError::new)?;
         let monitor = op.monitor().await.map_err(HostError::new)?;
         let status = monitor
             .execute(command::QueryStatus)
@@ -412,6 +416,7 @@ async fn release(op: &mut AsyncOp) -> Result<(), Error> {
         return Ok(());
     };
     op.with_state(|records| records.moved_away = true)?;
+    op.domain().0.store_definition().await?;
     live.doom(GoneWhy::Left("it moved to another host".into()));
     let Some(process) = &live.process else {
         // Only a guest with a definition moves, and that one was started here.

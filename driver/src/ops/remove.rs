@@ -24,6 +24,9 @@ impl Domain {
                     Cause::State("an operation is bringing a guest up in it".into()).into(),
                 );
             }
+            if domain.records().persistent {
+                domain.0.put_definition(None).await?;
+            }
             domain.0.context.registry.remove(&domain.0);
             domain.0.scheduler.close();
             domain.0.tell(What::Removed);

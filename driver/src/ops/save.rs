@@ -10,12 +10,14 @@ use job_core::{AsyncKind, GoneWhy, Guard};
 use monitor_qmp::command::{self, MigrationStatus};
 use tokio::time::{Instant, timeout};
 use tracing::warn;
+use uuid::Uuid;
 
 use crate::domain::Domain;
 use crate::error::{Cause, Error, io};
 use crate::ops::destroy::cleaned_up;
 use crate::ops::start::{bring_up, definition, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
+use crate::records::Work;
 use crate::save_file::{Head, SaveFile, State};
 
 /// How often QEMU is asked how far it is. Its events tell when it is done.
@@ -97,7 +99,15 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
     let head = Head {
         guest: definition(&op)?,
         was_running: status.running,
+        save: Uuid::new_v4(),
     };
+    // Before there is a file, so that none is left that nobody knows of.
+    let work = Work::Save {
+        path: path.clone(),
+        save: head.save,
+        was_running: head.was_running,
+    };
+    op.note_work(work).await?;
     let file = Arc::new(blocking(move || SaveFile::create(&path, &head)).await?);
     let written = write(&mut op, &file, options).await;
     let written = match written {
@@ -224,7 +234,7 @@ async fn undo(op: &mut AsyncOp, file: &SaveFile, was_running: bool) {
     }
 }
 
-async fn stop_writing(op: &mut AsyncOp, was_running: bool) -> Result<(), Error> {
+pub(crate) async fn stop_writing(op: &mut AsyncOp, was_running: bool) -> Result<(), Error> {
     op.monitor().await?.execute(command::MigrateCancel).await?;
     loop {
         let info = op.monitor().await?.execute(command::QueryMigrate).await?;
@@ -256,7 +266,7 @@ async fn stop_writing(op: &mut AsyncOp, was_running: bool) -> Result<(), Error> 
 }
 
 /// The guest is in the file: its QEMU ends, asked first, killed if it does not.
-async fn end(op: &mut AsyncOp, path: &Path) {
+pub(crate) async fn end(op: &mut AsyncOp, path: &Path) {
     op.extend(UNDO);
     let Some(live) = op.live() else { return };
     live.doom(GoneWhy::Left(
@@ -280,7 +290,12 @@ async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
     let (file, head) = blocking(move || SaveFile::open(&path)).await?;
     let file = Arc::new(file);
     refuse_if_moved(op.domain()).await?;
-    let live = bring_up(&mut op, &head.guest, true).await?;
+    let work = Work::Restore {
+        path: file.path.clone(),
+        save: head.save,
+        was_running: head.was_running,
+    };
+    let live = bring_up(&mut op, &head.guest, work).await?;
     op.set_phase("reading");
     let read = async {
         file.rewind()?;
@@ -312,12 +327,13 @@ async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
     }
     op.extend(UNDO);
     op.with_state(|records| records.definition = Some(head.guest))?;
+    op.domain().0.store_definition().await?;
     // What fails from here on leaves a whole guest, paused: it must not be ended for that.
     run(&mut op, &live, head.was_running).await
 }
 
 /// What touches a disk, off the threads that everybody shares.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Cause> + Send + 'static,
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;

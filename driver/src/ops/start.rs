@@ -23,7 +23,11 @@ use crate::events::{Pump, What};
 use crate::guest::{AgentChannel, Guest, Serial};
 use crate::ops::{AsyncOp, Call, Deadline};
 use crate::process::{Exit, Launch, Process, number};
+use crate::records::{Identity, Work};
 use crate::wire::MonitorWire;
+
+/// What QEMU locks for as long as it lives, in the domain's directory.
+pub(crate) const LOCK: &str = "lock";
 
 /// How a guest is started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,8 +56,9 @@ impl Domain {
                 let work = move |mut op: AsyncOp| async move {
                     let guest = definition(&op)?;
                     refuse_if_moved(op.domain()).await?;
-                    let live = bring_up(&mut op, &guest, false).await?;
-                    finish(&mut op, &live, !options.paused).await
+                    let paused = options.paused;
+                    let live = bring_up(&mut op, &guest, Work::Start { paused }).await?;
+                    finish(&mut op, &live, !paused).await
                 };
                 domain
                     .run_async("start", AsyncKind::Start, mask, deadline, work)
@@ -94,11 +99,12 @@ pub(crate) async fn refuse_if_moved(domain: &Domain) -> Result<(), Error> {
     }
 }
 
-/// Launches QEMU and connects to it. Whatever fails after the launch ends the process again.
+/// Launches QEMU and connects to it. Whatever fails after the launch ends the process again. `work` is what the guest is
+/// brought up for: a daemon that comes back finishes or undoes that.
 pub(crate) async fn bring_up(
     op: &mut AsyncOp,
     guest: &Guest,
-    incoming: bool,
+    work: Work,
 ) -> Result<Arc<Live>, Error> {
     op.set_phase("preparing");
     if op.domain().0.live().is_some() {
@@ -106,16 +112,17 @@ pub(crate) async fn bring_up(
     }
     let sockets = Sockets::of(op.domain(), guest);
     refuse_if_running(&sockets.monitor).await?;
+    let incoming = !matches!(work, Work::Start { .. });
+    let domain = op.domain().clone();
+    // Before anything is made, so that nothing is left that nobody knows of.
+    op.note_guest(guest, work).await?;
     let live = match launch(op, guest, incoming).await {
         Ok(live) => live,
         Err(error) => {
-            let directory = op.domain().0.run_dir();
-            // Best effort: the next start removes what an earlier one left, too.
-            let _removed = tokio::fs::remove_dir_all(directory).await;
+            domain.0.forget_guest().await;
             return Err(error);
         }
     };
-    let domain = op.domain().clone();
 
     op.set_phase("connecting");
     let connected = tokio::select! {
@@ -146,7 +153,7 @@ async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<L
     let process =
         Process::watch_or_kill(pid, pidfd).map_err(io("watch process", pid.to_string()))?;
     let generation = op.job().generation();
-    let live = Arc::new(Live::new(generation, Some(process), true));
+    let live = Arc::new(Live::new(generation, Some(Arc::new(process)), true));
     domain.0.set_live(&live)?;
     domain.0.observe(Observation::Launched {
         generation,
@@ -157,6 +164,25 @@ async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<L
         .context
         .watchers
         .spawn(reap(domain.0.clone(), live.clone()));
+    let identity = Identity::of(pid).map_err(io("look at process", pid.to_string()));
+    let noted = match identity {
+        Ok(identity) => {
+            let known = domain.0.note(|record| {
+                if let Some(record) = record {
+                    record.process = Some(identity);
+                }
+            });
+            known.await
+        }
+        Err(cause) => Err(cause),
+    };
+    if let Err(cause) = noted {
+        // It may have ended already, which says more than that it cannot be looked at.
+        if timeout(EXIT_AFTER_EOF, ended(&live)).await.is_err() {
+            give_up(&live);
+            return Err(cause.into());
+        }
+    }
     Ok(live)
 }
 
@@ -211,13 +237,13 @@ pub(crate) async fn run(op: &mut AsyncOp, live: &Arc<Live>, is_run: bool) -> Res
 }
 
 /// Where the sockets of a domain's QEMU are.
-struct Sockets {
-    monitor: PathBuf,
+pub(crate) struct Sockets {
+    pub(crate) monitor: PathBuf,
     agent: Option<PathBuf>,
 }
 
 impl Sockets {
-    fn of(domain: &Domain, guest: &Guest) -> Self {
+    pub(crate) fn of(domain: &Domain, guest: &Guest) -> Self {
         let directory = domain.0.run_dir();
         Self {
             monitor: directory.join("monitor.sock"),
@@ -302,6 +328,8 @@ fn open(
         }
         Serial::None => None,
     };
+    let path = directory.join(LOCK);
+    let lock = File::create_new(&path).map_err(io("make", &path))?;
     let log = directory.join("qemu.log");
     let stderr = OpenOptions::new()
         .append(true)
@@ -325,6 +353,7 @@ fn open(
         arguments,
         descriptors,
         stderr,
+        lock,
     })
 }
 
@@ -335,7 +364,7 @@ fn listen(path: &Path) -> Result<OwnedFd, Cause> {
     Ok(listener.into())
 }
 
-async fn connect(
+pub(crate) async fn connect(
     domain: &Domain,
     live: &Arc<Live>,
     sockets: &Sockets,

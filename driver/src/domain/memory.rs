@@ -1,0 +1,115 @@
+//! What the domain writes down for a daemon that comes after this one: the guest that runs, and its definition.
+//!
+//! Every write is done on a thread that may block, and goes on to its end when its caller is dropped.
+
+use tracing::warn;
+
+use crate::domain::Inner;
+use crate::error::{Cause, io};
+use crate::records::{self, Defined, Running};
+use crate::store::{Shelf, StateStore};
+
+impl Inner {
+    /// Changes the record of the guest that runs. It is written when this returns.
+    pub(crate) async fn note(
+        &self,
+        change: impl FnOnce(&mut Option<Running>) + Send + 'static,
+    ) -> Result<(), Cause> {
+        let mut place = self.running.clone().lock_owned().await;
+        let (store, key) = (self.context.store.clone(), self.uuid.to_string());
+        // The lock goes with the work, so that writes follow one another also when their callers leave.
+        let written = tokio::task::spawn_blocking(move || {
+            let mut next = place.clone();
+            change(&mut next);
+            if next != *place {
+                put(&*store, Shelf::Running, &key, next.as_ref())?;
+                *place = next;
+            }
+            Ok(())
+        });
+        written
+            .await
+            .unwrap_or_else(|error| Err(Cause::Panicked(error.to_string())))
+    }
+
+    /// What is written of the guest that runs.
+    pub(crate) async fn noted(&self) -> Option<Running> {
+        self.running.lock().await.clone()
+    }
+
+    /// What an earlier daemon wrote, before anybody sees the domain.
+    pub(crate) fn take_up(&self, record: Running) {
+        if let Ok(mut place) = self.running.try_lock() {
+            *place = Some(record);
+        }
+    }
+
+    /// That async job has ended: nothing is to be finished or undone for it any more.
+    pub(crate) async fn job_is_over(&self, id: u64) {
+        let noted = self.note(move |record| {
+            if let Some(record) = record
+                && record.job.as_ref().is_some_and(|job| job.id == id)
+            {
+                record.job = None;
+            }
+        });
+        if let Err(error) = noted.await {
+            // A later daemon will look at what the job did, and find it done or undone.
+            warn!(domain = %self.name, ?error, "the end of a job was not written down");
+        }
+    }
+
+    /// Nothing is left of the guest: its directory goes, and then what is written of it.
+    pub(crate) async fn forget_guest(&self) {
+        let directory = self.run_dir();
+        match tokio::fs::remove_dir_all(&directory).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                warn!(domain = %self.name, directory = %directory.display(), %error, "run directory was not removed");
+            }
+            _ => {}
+        }
+        if let Err(error) = self.note(|record| *record = None).await {
+            warn!(domain = %self.name, ?error, "the end of the guest was not written down");
+        }
+    }
+
+    /// Writes the definition, if it is one that is kept. It is on the disk when this returns.
+    pub(crate) async fn store_definition(&self) -> Result<(), Cause> {
+        let records = self.records.get();
+        let Some(guest) = records.definition.clone().filter(|_| records.persistent) else {
+            return Ok(());
+        };
+        self.put_definition(Some(Defined {
+            guest,
+            autostart: records.autostart,
+            moved_away: records.moved_away,
+        }))
+        .await
+    }
+
+    /// Writes or forgets the definition.
+    pub(crate) async fn put_definition(&self, defined: Option<Defined>) -> Result<(), Cause> {
+        let (store, key) = (self.context.store.clone(), self.uuid.to_string());
+        let put = move || put(&*store, Shelf::Definitions, &key, defined.as_ref());
+        tokio::task::spawn_blocking(put)
+            .await
+            .unwrap_or_else(|error| Err(Cause::Panicked(error.to_string())))
+    }
+}
+
+fn put<T: serde::Serialize>(
+    store: &dyn StateStore,
+    shelf: Shelf,
+    key: &str,
+    record: Option<&T>,
+) -> Result<(), Cause> {
+    match record {
+        Some(record) => {
+            let bytes = records::encode(record);
+            let bytes = bytes.map_err(|error| Cause::BadRequest(error.to_string()))?;
+            store.put(shelf, key, &bytes)
+        }
+        None => store.remove(shelf, key),
+    }
+    .map_err(io("write the record", key))
+}

@@ -1,0 +1,640 @@
+//! Finding the guests of an earlier driver again, and finishing or undoing what it was at. Decides nothing: the table in
+//! [`recovery`](crate::recovery) does.
+//!
+//! ```text
+//!  record ─► process? ─► monitor? ─► table ─► action ─► the job is over, the guest goes on
+//!              │ gone      │ silent: lost, tried again for as long as QEMU runs
+//!              ▼           ▼
+//!            ended       only a destroy ends it
+//! ```
+//!
+//! Each guest has a task and a job of its own, so one that cannot be reached delays no other.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use job_core::{AsyncJob, AsyncKind, AsyncRecord, GoneWhy, Guard, KindSet, Label};
+use monitor_qmp::command::{self, RunState};
+use remote_migrate::{Owner, Side};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::domain::state::{Observation, Run};
+use crate::domain::{Domain, Inner, Live, Records, reap};
+use crate::error::{Cause, Error, ErrorKind, io as failed_to};
+use crate::events::What;
+use crate::guest::Guest;
+use crate::ops::save::{blocking, end as end_saved, stop_writing};
+use crate::ops::start::{LOCK, Sockets, connect, connect_monitor, give_up, refuse_if_running};
+use crate::ops::{AsyncOp, Deadline, StartOptions};
+use crate::process::{Process, lock_holder};
+use crate::records::{self, Defined, Identity, Running, Work};
+use crate::recovery::{Action, Findings, decide};
+use crate::registry::Taken;
+use crate::save_file::SaveFile;
+use crate::store::{Found, Shelf};
+
+/// Between two tries to reach a QEMU that does not answer, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A QEMU that listens has taken its lock long before: it does so between fork and exec.
+const LOCKED_BY: Duration = Duration::from_secs(5);
+/// One that was killed ends within this, or is the kernel's matter.
+const ENDING: Duration = Duration::from_secs(10);
+/// Says for which start of the host guests were started by themselves, below the run directory.
+const STARTED: &str = "autostarted";
+
+/// What became of a guest that an earlier driver left, and of the job that was at it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// What the guest is called; of a record that cannot be read, its key.
+    pub name: Label,
+    /// Its identity, where it is known.
+    pub uuid: Option<Uuid>,
+    /// What was being done with it: `start`, `save` and so on.
+    pub job: Option<Label>,
+    /// What became of both.
+    pub became: Became,
+}
+
+/// What became of a guest and of the job that was at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Became {
+    /// It runs on; no job was at it.
+    Kept,
+    /// It had ended while no driver was there.
+    Ended,
+    /// The job was brought to its end.
+    Finished,
+    /// The job was undone, as if it had never begun.
+    Undone,
+    /// It is left as it was found: another host may have it. Its migration is to be recovered or resolved.
+    InDoubt,
+    /// Its QEMU runs and cannot be reached, for this reason. That is tried again.
+    Unreachable(String),
+    /// Its record cannot be read and was put there, for this reason. Its QEMU may run.
+    SetAside {
+        /// Where the record is now.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// What became of all of them, so far.
+#[derive(Debug, Default)]
+pub(crate) struct Recoveries {
+    all: Mutex<Vec<Recovered>>,
+    tasks: TaskTracker,
+}
+
+impl Recoveries {
+    /// Waits until each was looked at once.
+    pub(crate) async fn wait(&self) {
+        self.tasks.wait().await;
+    }
+
+    pub(crate) fn all(&self) -> Vec<Recovered> {
+        self.all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn add(&self, recovered: Recovered) {
+        self.all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(recovered);
+    }
+}
+
+/// Makes all guests known that have a record, and begins to find those that ran.
+pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
+    let list = |shelf: Shelf| {
+        let found = context.store.list(shelf);
+        found.map_err(failed_to(
+            "read the records of",
+            format!("{shelf:?}").to_lowercase(),
+        ))
+    };
+    let shelf = Shelf::Definitions;
+    let mut defined = readable(context, shelf, list(shelf)?, |defined: &Defined| {
+        defined.guest.uuid
+    });
+    let shelf = Shelf::Running;
+    let running = readable(context, shelf, list(shelf)?, |record: &Running| {
+        record.guest.uuid
+    });
+    for record in running {
+        let uuid = record.guest.uuid;
+        let kept = defined
+            .iter()
+            .position(|defined| defined.guest.uuid == uuid);
+        let kept = kept.map(|place| defined.swap_remove(place));
+        let records = Records {
+            definition: Some(record.guest.clone()),
+            persistent: kept.is_some(),
+            autostart: kept.as_ref().is_some_and(|kept| kept.autostart),
+            moved_away: kept.is_some_and(|kept| kept.moved_away),
+            ..Records::default()
+        };
+        if let Some(domain) = make_known(context, Shelf::Running, &record.guest, records) {
+            begin(context, domain, record);
+        }
+    }
+    let is_first = is_first_since_boot(&context.run_dir);
+    for defined in defined {
+        let guest = defined.guest;
+        let is_started = is_first && defined.autostart && !defined.moved_away;
+        let records = Records {
+            definition: Some(guest.clone()),
+            persistent: true,
+            autostart: defined.autostart,
+            moved_away: defined.moved_away,
+            ..Records::default()
+        };
+        let domain = make_known(context, Shelf::Definitions, &guest, records);
+        if let Some(domain) = domain.filter(|_| is_started) {
+            context.tracker.spawn(async move {
+                if let Err(error) = domain.start_with(StartOptions::default()).await {
+                    let error = format!("{error:#}");
+                    warn!(domain = domain.name(), error, "autostart failed");
+                }
+            });
+        }
+    }
+    context.recoveries.tasks.close();
+    Ok(())
+}
+
+/// The records that make sense. The others are set aside, and cost nobody else.
+fn readable<T: serde::de::DeserializeOwned>(
+    context: &Context,
+    shelf: Shelf,
+    found: Vec<Found>,
+    uuid: impl Fn(&T) -> Uuid,
+) -> Vec<T> {
+    let mut all = Vec::new();
+    for (key, bytes) in found {
+        let read = match bytes {
+            Ok(bytes) => records::decode(&bytes).map_err(|error| error.to_string()),
+            Err(error) => Err(format!("cannot be read: {error}")),
+        };
+        match read {
+            Ok(record) if uuid(&record).to_string() == key => all.push(record),
+            Ok(record) => {
+                let reason = format!("is a copy: it says that it is of {}", uuid(&record));
+                set_aside(context, shelf, key, reason);
+            }
+            Err(reason) => set_aside(context, shelf, key, reason),
+        }
+    }
+    all
+}
+
+fn set_aside(context: &Context, shelf: Shelf, key: String, reason: String) {
+    let place = match context.store.set_aside(shelf, &key) {
+        Ok(place) => place,
+        Err(error) => format!("where it was, since it cannot be moved: {error}"),
+    };
+    warn!(key, place, reason, "a record was set aside");
+    context.recoveries.add(Recovered {
+        uuid: Uuid::try_parse(&key).ok(),
+        name: key.into(),
+        job: None,
+        became: Became::SetAside { place, reason },
+    });
+}
+
+fn make_known(
+    context: &Arc<Context>,
+    shelf: Shelf,
+    guest: &Guest,
+    records: Records,
+) -> Option<Domain> {
+    let make = |id| Inner::new(id, &guest.name, guest.uuid, context, records);
+    match context.registry.insert(&guest.name, guest.uuid, make) {
+        Ok(inner) => {
+            inner.tell(What::Defined);
+            Some(Domain(inner))
+        }
+        // Uuids are file names, which are different.
+        Err(Taken::Name | Taken::Uuid) => {
+            let reason = format!("is of a second guest that is called \"{}\"", guest.name);
+            set_aside(context, shelf, guest.uuid.to_string(), reason);
+            None
+        }
+    }
+}
+
+/// Takes the job that was at the guest, before anybody sees the domain, and begins to find the guest.
+fn begin(context: &Arc<Context>, domain: Domain, record: Running) {
+    domain.0.take_up(record.clone());
+    // Not off: whether a process runs is not known yet.
+    let generation = domain.0.scheduler.generation();
+    let pid = record.process.as_ref().map(|process| process.pid);
+    domain.0.observe(Observation::Launched { generation, pid });
+    domain.0.observe(Observation::Lost);
+    let (id, owner) = match &record.job {
+        Some(job) => (job.id, job.owner.clone()),
+        None => (0, "recover".to_owned()),
+    };
+    let restored = domain.0.scheduler.restore(AsyncRecord {
+        id,
+        kind: kind(record.job.as_ref().map(|job| &job.work)),
+        mask: KindSet::DESTROY_ONLY,
+        owner: owner.into(),
+        phase: None,
+        decided: false,
+    });
+    let job = restored.expect("nobody else knows the domain yet");
+    context.recoveries.tasks.spawn(async move {
+        let context = domain.0.context.clone();
+        let parting = context.parting.clone();
+        // A driver that goes away at once leaves all as it was.
+        parting
+            .run_until_cancelled(recover(domain, job, record))
+            .await;
+    });
+}
+
+/// The kind of job that some work is done under.
+fn kind(work: Option<&Work>) -> AsyncKind {
+    match work {
+        None | Some(Work::Start { .. } | Work::Restore { .. }) => AsyncKind::Start,
+        Some(Work::Save { .. }) => AsyncKind::Save,
+        Some(Work::MigrationOut) => AsyncKind::MigrationOut,
+        Some(Work::MigrationIn) => AsyncKind::MigrationIn,
+    }
+}
+
+async fn recover(domain: Domain, job: AsyncJob, record: Running) {
+    let deadline = Instant::now() + domain.0.context.defaults.connect;
+    let name = record.job.as_ref().map(|job| job.work.name().into());
+    let work = move |op: AsyncOp| find(op, record, deadline);
+    let became = match domain.run_with("recover".into(), job, deadline, work).await {
+        Ok(became) => became,
+        Err(error) => Became::Unreachable(format!("{error:#}")),
+    };
+    tell(&domain, name, became.clone());
+    if let Became::Unreachable(_) = became
+        && let Some(live) = domain.0.live()
+    {
+        let watchers = domain.0.context.watchers.clone();
+        watchers.spawn(reconnect(domain, live));
+    }
+}
+
+fn tell(domain: &Domain, job: Option<Label>, became: Became) {
+    info!(
+        domain = domain.name(),
+        ?job,
+        ?became,
+        "guest of an earlier driver"
+    );
+    let recovered = Recovered {
+        name: domain.0.name.clone(),
+        uuid: Some(domain.uuid()),
+        job,
+        became,
+    };
+    domain.0.context.recoveries.add(recovered.clone());
+    domain.0.tell(What::Recovered(recovered));
+}
+
+/// Finds the guest, and does what the table says.
+async fn find(mut op: AsyncOp, record: Running, deadline: Deadline) -> Result<Became, Error> {
+    op.set_phase("finding");
+    let domain = op.domain().clone();
+    let sockets = Sockets::of(&domain, &record.guest);
+    let Some(process) = process(&domain, record.process, &sockets.monitor, deadline).await? else {
+        let work = record.job.map(|job| job.work);
+        return bury(&op, work).await;
+    };
+    let generation = op.job().generation();
+    let pid = Some(process.pid());
+    let live = Arc::new(Live::new(generation, Some(Arc::new(process)), true));
+    domain.0.set_live(&live)?;
+    domain.0.observe(Observation::Launched { generation, pid });
+    domain.0.observe(Observation::Lost);
+    let watchers = &domain.0.context.watchers;
+    watchers.spawn(reap(domain.0.clone(), live.clone()));
+
+    op.set_phase("connecting");
+    if let Err(error) = connect(&domain, &live, &sockets, deadline).await {
+        return op_or_gone(&op, error).await;
+    }
+    match settle(&mut op, &live).await {
+        Ok(became) => Ok(became),
+        Err(error) => op_or_gone(&op, error).await,
+    }
+}
+
+/// A guest that died while it was looked for has ended; else the failure stands.
+async fn op_or_gone(op: &AsyncOp, error: Error) -> Result<Became, Error> {
+    let live = op.live();
+    let has_ended = match live.as_ref().and_then(|live| live.process.as_ref()) {
+        Some(process) => timeout(crate::domain::EXIT_AFTER_EOF, process.exited())
+            .await
+            .is_ok(),
+        None => true,
+    };
+    if !has_ended && error.kind() != ErrorKind::Gone {
+        return Err(error);
+    }
+    // Who is told that it ended finds it off. The reaper saw the same end.
+    let is_off = |observed: &crate::Observed| observed.run == Run::Off;
+    op.domain()
+        .wait_for(is_off, Instant::now() + ENDING)
+        .await?;
+    let work = op.domain().0.noted().await.and_then(|record| record.job);
+    let work = work.map(|job| job.work);
+    let found = findings(op.domain(), work.as_ref(), false).await?;
+    remains(work.as_ref(), decide(work.as_ref(), found)).await
+}
+
+/// The process of the guest, if it runs.
+async fn process(
+    domain: &Domain,
+    known: Option<Identity>,
+    socket: &Path,
+    deadline: Deadline,
+) -> Result<Option<Process>, Error> {
+    if let Some(known) = known {
+        let is_it = |pid| Identity::of(pid).is_ok_and(|found| found == known);
+        return match Process::adopt(known.pid, is_it) {
+            Ok(process) => Ok(Some(process)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(failed_to("watch process", known.pid.to_string())(error).into()),
+        };
+    }
+    // The earlier driver was killed between the launch and the note of it.
+    if refuse_if_running(socket).await.is_ok() {
+        return Ok(None);
+    }
+    let lock: PathBuf = domain.0.run_dir().join(LOCK);
+    let until = deadline.min(Instant::now() + LOCKED_BY);
+    loop {
+        let holder = lock_holder(&lock).map_err(failed_to("ask for the lock on", &lock))?;
+        if let Some(pid) = holder {
+            let is_it = |pid| lock_holder(&lock).is_ok_and(|holder| holder == Some(pid));
+            match Process::adopt(pid, is_it) {
+                Ok(process) => return Ok(Some(process)),
+                Err(error) if is_absent(&error) => return Ok(None),
+                Err(error) => return Err(failed_to("watch process", pid.to_string())(error).into()),
+            }
+        }
+        if refuse_if_running(socket).await.is_ok() {
+            return Ok(None);
+        }
+        if Instant::now() >= until {
+            let text = "something listens on its monitor's socket that did not lock its directory";
+            return Err(Cause::State(text.into()).into());
+        }
+        // A lock cannot be waited for without being taken.
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// The guest ended while no driver was there: what it left goes.
+async fn bury(op: &AsyncOp, work: Option<Work>) -> Result<Became, Error> {
+    let domain = op.domain();
+    let found = findings(domain, work.as_ref(), false).await?;
+    let action = decide(work.as_ref(), found);
+    let became = remains(work.as_ref(), action).await?;
+    domain.0.forget_guest().await;
+    let why = match action {
+        Action::Saved => GoneWhy::Left("the guest was saved".into()),
+        Action::Unborn => GoneWhy::Died("it was not brought up to its end".into()),
+        _ => GoneWhy::Died("QEMU ended while no driver was there".into()),
+    };
+    domain.0.observe(Observation::Ended(why));
+    Ok(became)
+}
+
+/// What is left of the work of a guest whose QEMU has ended.
+async fn remains(work: Option<&Work>, action: Action) -> Result<Became, Error> {
+    if action == Action::DropFile {
+        drop_file(work).await?;
+    }
+    Ok(match action {
+        Action::Saved => Became::Finished,
+        Action::Unborn => Became::Undone,
+        Action::Unsettled => Became::InDoubt,
+        _ => Became::Ended,
+    })
+}
+
+/// Removes the file of a save that is not whole, if it is the one that save wrote.
+async fn drop_file(work: Option<&Work>) -> Result<(), Error> {
+    let Some(Work::Save { path, save, .. }) = work else {
+        return Ok(());
+    };
+    let (path, save) = (path.clone(), *save);
+    blocking(move || match SaveFile::state_of(&path, save) {
+        Some(_) => std::fs::remove_file(&path).map_err(failed_to("remove", &path)),
+        None => Ok(()),
+    })
+    .await
+}
+
+async fn findings(domain: &Domain, work: Option<&Work>, is_there: bool) -> Result<Findings, Error> {
+    let file = match work {
+        Some(Work::Save { path, save, .. } | Work::Restore { path, save, .. }) => {
+            let (path, save) = (path.clone(), *save);
+            blocking(move || Ok(SaveFile::state_of(&path, save))).await?
+        }
+        _ => None,
+    };
+    let was_taken = match work {
+        Some(Work::MigrationIn) => {
+            let records = domain.0.context.journal.list().await;
+            let records = records.map_err(|error| {
+                Cause::State(format!("the migration journal cannot be read: {error:#}"))
+            })?;
+            records.iter().any(|record| {
+                record.domain() == domain.uuid()
+                    && record.side() == Side::Destination
+                    && record.owner() == Owner::Destination
+            })
+        }
+        _ => false,
+    };
+    Ok(Findings {
+        is_there,
+        file,
+        was_taken,
+    })
+}
+
+/// Finishes or undoes the work that was at a guest whose monitor answers.
+async fn settle(op: &mut AsyncOp, live: &Arc<Live>) -> Result<Became, Error> {
+    let domain = op.domain().clone();
+    let work = domain.0.noted().await.and_then(|record| record.job);
+    let work = work.map(|job| job.work);
+    let found = findings(&domain, work.as_ref(), true).await?;
+    let action = decide(work.as_ref(), found);
+    op.set_phase("settling");
+    let became = match action {
+        Action::Run => {
+            let monitor = op.monitor().await?;
+            let status = monitor.execute(command::QueryStatus).await?.status;
+            // One that has run already, and stopped by itself, is not started again.
+            if matches!(status, RunState::PreLaunch | RunState::Paused) {
+                monitor.execute(command::Cont).await?;
+            }
+            Became::Finished
+        }
+        Action::UndoSave { run } => {
+            stop_writing(op, run).await?;
+            drop_file(work.as_ref()).await?;
+            Became::Undone
+        }
+        Action::EndSaved => {
+            if let Some(Work::Save { path, .. }) = &work {
+                end_saved(op, path).await;
+            }
+            ended(live).await?;
+            Became::Finished
+        }
+        Action::EndUnborn => {
+            give_up(live);
+            ended(live).await?;
+            Became::Undone
+        }
+        Action::LeavePaused => Became::Finished,
+        Action::Unsettled => Became::InDoubt,
+        _ => Became::Kept,
+    };
+    if !matches!(action, Action::EndSaved | Action::EndUnborn) {
+        domain.0.tell(What::Started {
+            generation: live.generation,
+        });
+    }
+    // The job may be one that an earlier driver began: what is written of it goes by what it is, not by this op.
+    if action != Action::Unsettled {
+        let over = domain.0.note(|record| {
+            if let Some(record) = record {
+                record.job = None;
+            }
+        });
+        over.await?;
+    }
+    Ok(became)
+}
+
+async fn ended(live: &Live) -> Result<(), Error> {
+    let Some(process) = &live.process else {
+        return Ok(());
+    };
+    let ended = timeout(ENDING, process.exited()).await;
+    ended.map(drop).map_err(|_| {
+        Cause::TimedOut {
+            what: "QEMU to end",
+            waited: ENDING,
+        }
+        .into()
+    })
+}
+
+/// Tries to reach a guest whose QEMU runs, until it is reached or ends.
+pub(crate) async fn reconnect(domain: Domain, live: Arc<Live>) {
+    let parting = domain.0.context.parting.clone();
+    parting.run_until_cancelled(try_again(domain, live)).await;
+}
+
+async fn try_again(domain: Domain, live: Arc<Live>) {
+    let is_here = || {
+        domain
+            .0
+            .live()
+            .is_some_and(|found| Arc::ptr_eq(&found, &live))
+    };
+    let mut pause = FIRST_PAUSE;
+    // The first try comes at once: a connection may be lost alone.
+    while live.monitor().is_none() {
+        let deadline = Instant::now() + domain.0.context.defaults.connect;
+        if let Err(error) = reach(&domain, &live, deadline).await {
+            let error = format!("{error:#}");
+            warn!(
+                domain = domain.name(),
+                error, "QEMU runs and cannot be reached"
+            );
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        if !is_here() {
+            return;
+        }
+    }
+    let Some(job) = domain.0.noted().await.and_then(|record| record.job) else {
+        domain.0.tell(What::Started {
+            generation: live.generation,
+        });
+        return;
+    };
+    if is_own(&domain, job.id) {
+        return;
+    }
+    let name = job.work.name();
+    let deadline = Instant::now() + domain.0.context.defaults.long;
+    let kind = kind(Some(&job.work));
+    let work = move |mut op: AsyncOp| async move { settle(&mut op, &live).await };
+    let settled = domain.run_async("recover", kind, KindSet::DESTROY_ONLY, deadline, work);
+    match settled.await {
+        Ok(became) => tell(&domain, Some(name.into()), became),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(
+                domain = domain.name(),
+                error, "an interrupted job was not settled"
+            );
+        }
+    }
+}
+
+/// Whether the job is one that this driver runs itself, and undoes itself.
+fn is_own(domain: &Domain, id: u64) -> bool {
+    let running = domain.jobs().asynchronous;
+    running.is_some_and(|held| held.holder.id == id)
+}
+
+/// Connects to the guest's monitor, and to its agent's channel where that is ours.
+async fn reach(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<(), Error> {
+    let records = domain.records();
+    if let Some(target) = &records.attached {
+        return connect_monitor(domain, live, target, deadline).await;
+    }
+    let Some(guest) = &records.definition else {
+        return Err(Cause::State("where its monitor listens is not known".into()).into());
+    };
+    connect(domain, live, &Sockets::of(domain, guest), deadline).await
+}
+
+/// Whether no driver has started guests by itself since the host was started. Says so for the next one.
+fn is_first_since_boot(run_dir: &Path) -> bool {
+    let path = run_dir.join(STARTED);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if std::fs::read_to_string(&path).is_ok_and(|known| known == boot) {
+        return false;
+    }
+    if let Err(error) = std::fs::write(&path, boot) {
+        // Better not started than started again by each driver: who shut a guest down meant it.
+        warn!(path = %path.display(), %error, "guests are not started by themselves");
+        return false;
+    }
+    true
+}

@@ -1,0 +1,214 @@
+//! What a daemon must not forget of its guests, as plain data: what runs, who runs it, and which async job was at it.
+//!
+//! A record is written *before* what it announces is done, so that whatever a killed daemon may have begun is in it. No
+//! file, no clock and no QEMU here: [`store`](crate::store) keeps the bytes, [`recovery`](crate::recovery) reads them.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::guest::Guest;
+
+/// The version of all records. One more whenever an older daemon could misread what a newer one wrote.
+const FORMAT: u32 = 1;
+
+/// A guest that runs, or is being started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Running {
+    /// What it was started from.
+    pub(crate) guest: Guest,
+    /// Another for each process: what was lent to an earlier one is void.
+    pub(crate) life: Uuid,
+    /// QEMU's process, once it is known.
+    pub(crate) process: Option<Identity>,
+    /// The async job that works on it.
+    pub(crate) job: Option<Interrupted>,
+}
+
+/// Which process it is, so that no other is taken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    /// Its number.
+    pub(crate) pid: u32,
+    /// When it was started, in ticks since the host was (`/proc/PID/stat`).
+    pub(crate) started: u64,
+    /// Which start of the host that counts from.
+    pub(crate) boot: String,
+}
+
+/// An async job that was running when the record was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Interrupted {
+    /// Its id, which it keeps.
+    pub(crate) id: u64,
+    /// Who opened it.
+    pub(crate) owner: String,
+    /// What is needed to finish or undo it.
+    pub(crate) work: Work,
+}
+
+/// What an async job does, and what is needed to finish or undo it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Work {
+    /// The guest is brought up.
+    Start {
+        /// Whether it stays paused then.
+        paused: bool,
+    },
+    /// The guest goes into a file.
+    Save {
+        /// Which file.
+        path: PathBuf,
+        /// Which save wrote it: an older file of the same path is not this one.
+        save: Uuid,
+        /// Whether the guest ran before.
+        was_running: bool,
+    },
+    /// The guest is brought up from a file.
+    Restore {
+        /// Which file.
+        path: PathBuf,
+        /// Which save wrote it.
+        save: Uuid,
+        /// Whether the guest runs then.
+        was_running: bool,
+    },
+    /// The guest moves to another host. The migration's journal knows how far that is.
+    MigrationOut,
+    /// The guest arrives from another host. The migration's journal knows how far that is.
+    MigrationIn,
+}
+
+impl Work {
+    /// What people call the job.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Start { .. } => "start",
+            Self::Save { .. } => "save",
+            Self::Restore { .. } => "restore",
+            Self::MigrationOut => "migration-out",
+            Self::MigrationIn => "migration-in",
+        }
+    }
+}
+
+/// What a guest is, whether it runs or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Defined {
+    /// The description.
+    pub(crate) guest: Guest,
+    /// Whether it is started with the driver.
+    #[serde(default)]
+    pub(crate) autostart: bool,
+    /// Whether it lives on another host now.
+    #[serde(default)]
+    pub(crate) moved_away: bool,
+}
+
+/// Why a record says nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// A newer version wrote it.
+    Newer(u32),
+    /// It is no record, or a damaged one.
+    Damaged(String),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Newer(format) => {
+                write!(
+                    f,
+                    "is of format {format}, and this version knows up to {FORMAT}"
+                )
+            }
+            Self::Damaged(reason) => write!(f, "is damaged: {reason}"),
+        }
+    }
+}
+
+/// What every record says first.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    format: u32,
+    record: T,
+}
+
+/// A record as bytes.
+pub(crate) fn encode<T: Serialize>(record: &T) -> serde_json::Result<Vec<u8>> {
+    let format = FORMAT;
+    serde_json::to_vec_pretty(&Versioned { format, record })
+}
+
+/// A record from its bytes.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable> {
+    let damaged = |error: serde_json::Error| Unreadable::Damaged(error.to_string());
+    // Asked first: what else a newer version says is not ours to judge.
+    let head: Head = serde_json::from_slice(bytes).map_err(damaged)?;
+    if head.format > FORMAT {
+        return Err(Unreadable::Newer(head.format));
+    }
+    let whole: Versioned<T> = serde_json::from_slice(bytes).map_err(damaged)?;
+    Ok(whole.record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> Running {
+        Running {
+            guest: Guest::new("web"),
+            life: Uuid::new_v4(),
+            process: Some(Identity {
+                pid: 7,
+                started: 8,
+                boot: "b".into(),
+            }),
+            job: Some(Interrupted {
+                id: 3,
+                owner: "nightly".into(),
+                work: Work::Save {
+                    path: "/s".into(),
+                    save: Uuid::new_v4(),
+                    was_running: true,
+                },
+            }),
+        }
+    }
+
+    #[test]
+    fn a_record_survives_being_stored() {
+        let record = running();
+        let bytes = encode(&record).unwrap();
+        assert_eq!(decode(&bytes), Ok(record));
+    }
+
+    #[test]
+    fn a_record_that_was_cut_or_zeroed_anywhere_is_damaged_and_nothing_else() {
+        let bytes = encode(&running()).unwrap();
+        for cut in 0..bytes.len() {
+            let error = decode::<Running>(&bytes[..cut]).expect_err("cut");
+            assert!(matches!(error, Unreadable::Damaged(_)), "{cut}: {error}");
+            let mut zeroed = bytes.clone();
+            zeroed[cut..].fill(0);
+            let error = decode::<Running>(&zeroed).expect_err("zeroed");
+            assert!(matches!(error, Unreadable::Damaged(_)), "{cut}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_newer_record_is_named_as_such_whatever_else_is_in_it() {
+        let error = decode::<Running>(br#"{"format": 2, "record": [], "more": 1}"#);
+        assert_eq!(error, Err(Unreadable::Newer(2)));
+    }
+}

@@ -1,0 +1,218 @@
+//! What becomes of a guest, and of the async job that was at it, when a daemon comes back. Pure: record and findings in,
+//! one action out; the table below is tested row by row, and [`ops::recover`](crate::ops) carries it out.
+//!
+//! | job | QEMU is gone | QEMU is there |
+//! |---|---|---|
+//! | none | it ended | it is kept |
+//! | start | undone | finished: it runs, unless it was to stay paused |
+//! | save, file not whole | the file goes, the guest died with QEMU | undone: the file goes, the guest runs if it ran |
+//! | save, file whole | it was saved | finished: QEMU ends, the guest is in the file |
+//! | restore, file unused | undone | undone: QEMU ends, the guest is in the file |
+//! | restore, file missing | undone | kept as it is: an operator decides |
+//! | restore, file used | the guest died with QEMU | finished: it runs if it ran when it was saved |
+//! | migration out | its journal decides | kept as it is: its journal decides |
+//! | migration in | its journal decides | kept if it was taken, else undone: QEMU ends |
+
+use crate::records::Work;
+use crate::save_file::State;
+
+/// What was found of a guest and of what its job was at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Findings {
+    /// Whether its QEMU runs, and answers.
+    pub(crate) is_there: bool,
+    /// How far the file of a save or restore is; none if there is none of that save.
+    pub(crate) file: Option<State>,
+    /// Whether a guest that arrived was taken here.
+    pub(crate) was_taken: bool,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// Nothing: the guest goes on as it is found.
+    Keep,
+    /// The guest ended while nobody watched.
+    Ended,
+    /// The guest is let run.
+    Run,
+    /// The guest is left paused.
+    LeavePaused,
+    /// The save is given up: its file goes, and the guest runs if `run`.
+    UndoSave { run: bool },
+    /// The guest is in its file: its QEMU ends.
+    EndSaved,
+    /// The guest died during a save: the file that is not whole goes.
+    DropFile,
+    /// The guest was saved, and its QEMU has ended.
+    Saved,
+    /// A guest that never ran here: its QEMU ends.
+    EndUnborn,
+    /// It never ran here, and its QEMU has ended.
+    Unborn,
+    /// The guest is left as it is found until both daemons have spoken, or an operator.
+    Unsettled,
+}
+
+/// Decides what becomes of a guest and of the job that was at it.
+pub(crate) fn decide(work: Option<&Work>, found: Findings) -> Action {
+    match (work, found.is_there) {
+        (None, true) => Action::Keep,
+        (None, false) => Action::Ended,
+        (Some(Work::Start { paused: true }), true) => Action::LeavePaused,
+        (Some(Work::Start { paused: false }), true) => Action::Run,
+        (Some(Work::Start { .. }), false) => Action::Unborn,
+        // A file that is whole has been on the disk before QEMU was told to end; it is the guest.
+        (Some(Work::Save { .. }), true) if found.file == Some(State::Complete) => Action::EndSaved,
+        (Some(Work::Save { was_running, .. }), true) => Action::UndoSave { run: *was_running },
+        (Some(Work::Save { .. }), false) if found.file == Some(State::Complete) => Action::Saved,
+        (Some(Work::Save { .. }), false) => Action::DropFile,
+        // The file is marked before the guest runs: unmarked, the guest is in it and has not run here.
+        (Some(Work::Restore { was_running, .. }), true) if found.file == Some(State::Restored) => {
+            if *was_running {
+                Action::Run
+            } else {
+                Action::LeavePaused
+            }
+        }
+        (Some(Work::Restore { .. }), true) if found.file == Some(State::Complete) => {
+            Action::EndUnborn
+        }
+        // Somebody took the file away: what QEMU has read may be all there is.
+        (Some(Work::Restore { .. }), true) => Action::Unsettled,
+        (Some(Work::Restore { .. }), false) if found.file == Some(State::Restored) => Action::Ended,
+        (Some(Work::Restore { .. }), false) => Action::Unborn,
+        (Some(Work::MigrationOut), _) => Action::Unsettled,
+        (Some(Work::MigrationIn), _) if found.was_taken => Action::Unsettled,
+        (Some(Work::MigrationIn), true) => Action::EndUnborn,
+        (Some(Work::MigrationIn), false) => Action::Unborn,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    const FILES: [Option<State>; 4] = [
+        None,
+        Some(State::Partial),
+        Some(State::Complete),
+        Some(State::Restored),
+    ];
+
+    fn works() -> Vec<Option<Work>> {
+        let (path, save) = ("/s".into(), Uuid::nil());
+        let mut works = vec![None, Some(Work::MigrationOut), Some(Work::MigrationIn)];
+        for flag in [false, true] {
+            let (path, was_running): (std::path::PathBuf, _) =
+                (std::path::PathBuf::clone(&path), flag);
+            works.push(Some(Work::Start { paused: flag }));
+            works.push(Some(Work::Save {
+                path: path.clone(),
+                save,
+                was_running,
+            }));
+            works.push(Some(Work::Restore {
+                path,
+                save,
+                was_running,
+            }));
+        }
+        works
+    }
+
+    /// Every row there can be.
+    fn rows() -> Vec<(Option<Work>, Findings, Action)> {
+        let mut rows = Vec::new();
+        for work in works() {
+            for is_there in [false, true] {
+                for file in FILES {
+                    for was_taken in [false, true] {
+                        let found = Findings {
+                            is_there,
+                            file,
+                            was_taken,
+                        };
+                        rows.push((work.clone(), found, decide(work.as_ref(), found)));
+                    }
+                }
+            }
+        }
+        rows
+    }
+
+    /// Whether the guest may run in a QEMU of ours after it.
+    fn may_run(action: Action) -> bool {
+        matches!(
+            action,
+            Action::Keep | Action::Run | Action::LeavePaused | Action::UndoSave { .. }
+        )
+    }
+
+    #[test]
+    fn a_guest_that_is_whole_in_a_file_does_not_run_beside_it() {
+        for (work, found, action) in rows() {
+            let is_file = matches!(work, Some(Work::Save { .. } | Work::Restore { .. }));
+            if is_file && found.file == Some(State::Complete) {
+                assert!(!may_run(action), "{work:?} {found:?} {action:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_only_in_its_qemu_is_not_ended() {
+        for (work, found, action) in rows() {
+            let only_there = match &work {
+                Some(Work::Save { .. }) => found.file != Some(State::Complete),
+                Some(Work::Restore { .. }) => found.file != Some(State::Complete),
+                // The source's copy is the guest until its journal says otherwise.
+                None | Some(Work::MigrationOut) => true,
+                Some(Work::MigrationIn) => found.was_taken,
+                Some(Work::Start { .. }) => false,
+            };
+            if found.is_there && only_there {
+                let ends = matches!(action, Action::EndSaved | Action::EndUnborn);
+                assert!(!ends, "{work:?} {found:?} {action:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_gone_is_not_kept_and_what_is_there_is_not_taken_for_gone() {
+        for (work, found, action) in rows() {
+            let is_of_the_gone = matches!(
+                action,
+                Action::Ended | Action::DropFile | Action::Saved | Action::Unborn
+            );
+            if found.is_there {
+                assert!(!is_of_the_gone, "{work:?} {found:?} {action:?}");
+            } else {
+                let is_open = action == Action::Unsettled;
+                assert!(is_of_the_gone || is_open, "{work:?} {found:?} {action:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_runs_again_only_if_it_ran_or_was_to_run() {
+        for (work, found, action) in rows() {
+            let was_to_run = match &work {
+                Some(Work::Start { paused }) => !paused,
+                Some(Work::Save { was_running, .. } | Work::Restore { was_running, .. }) => {
+                    *was_running
+                }
+                _ => false,
+            };
+            if matches!(action, Action::Run | Action::UndoSave { run: true }) {
+                assert!(was_to_run, "{work:?} {found:?} {action:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_action_has_its_row() {
+        let all: std::collections::HashSet<_> = rows().into_iter().map(|row| row.2).collect();
+        assert_eq!(all.len(), 12, "{all:?}");
+    }
+}

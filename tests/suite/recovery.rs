@@ -1,0 +1,290 @@
+//! A driver that comes back: guests are found again, what was interrupted is finished or undone, what cannot be read
+//! costs nobody else. The kills at any instant are `cargo xtask faults daemon`'s.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use driver::{Became, Domain, ErrorKind, Recovered, Run, StartOptions};
+use job_core::GoneWhy;
+use tokio::time::Instant;
+
+use crate::harness::tests;
+use crate::rig::{Foreign, Rig, Signal, is_clean, kill};
+
+tests! {
+    a_guest_that_runs_on_is_found_again_with_its_name_its_process_and_its_definition,
+    a_guest_that_ended_while_no_driver_was_there_is_cleaned_up_and_named,
+    definitions_are_kept_until_they_are_undefined_or_removed,
+    a_guest_with_autostart_runs_with_the_first_driver_only,
+    a_silent_qemu_is_not_run_beside_nor_ended_and_is_reached_once_it_answers,
+    records_that_make_no_sense_are_set_aside_and_cost_nobody_else,
+    a_store_that_is_full_refuses_a_start_and_harms_no_other_guest,
+    a_connection_that_is_lost_alone_comes_back,
+    a_hundred_machines_are_back_in_two_seconds,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn recovered(rig: &Rig) -> Vec<Recovered> {
+    let all = rig.driver.recovered(Instant::now() + 40 * SECOND);
+    all.await.expect("all were looked at")
+}
+
+async fn started(rig: &Rig, name: &str) -> Domain {
+    let started = rig.driver.start(rig.empty(name), StartOptions::default());
+    started.await.expect("it starts")
+}
+
+fn record(rig: &Rig, domain: &Domain) -> PathBuf {
+    let name = format!("run/records/{}.json", domain.uuid());
+    rig.dir.path().join(name)
+}
+
+async fn a_guest_that_runs_on_is_found_again_with_its_name_its_process_and_its_definition(
+    rig: Rig,
+) {
+    let pid = started(&rig, "web").await.observed().pid;
+    let rig = Rig::again(rig.leave().await);
+    let web = rig.driver.by_name("web").expect("known at once");
+    let all = recovered(&rig).await;
+    assert_eq!(all.len(), 1);
+    assert_eq!(
+        (all[0].became.clone(), &*all[0].name),
+        (Became::Kept, "web")
+    );
+    assert!(web.query_status().await.expect("it answers").running);
+    assert_eq!(web.observed().pid, pid);
+    assert_eq!(
+        web.records().definition.as_ref().expect("known").machine,
+        "none"
+    );
+    web.destroy().await.expect("it ends");
+    assert!(is_clean(&rig, &web));
+    assert!(!record(&rig, &web).exists());
+}
+
+async fn a_guest_that_ended_while_no_driver_was_there_is_cleaned_up_and_named(rig: Rig) {
+    let web = started(&rig, "web").await;
+    let pid = web.observed().pid.expect("it runs");
+    drop(web);
+    let left = rig.leave().await;
+    kill(pid, Signal::KILL);
+    let rig = Rig::again(left);
+    let all = recovered(&rig).await;
+    assert_eq!(all[0].became, Became::Ended);
+    let web = rig.driver.by_name("web").expect("it is told of once more");
+    assert_eq!(web.observed().run, Run::Off);
+    let why = web.observed().ended.expect("it is known to have ended");
+    assert!(matches!(why, GoneWhy::Died(_)), "{why}");
+    assert!(is_clean(&rig, &web));
+    web.start().await.expect("it can be started again");
+    drop(web);
+    let rig = Rig::again(rig.leave().await);
+    assert_eq!(recovered(&rig).await[0].became, Became::Kept);
+}
+
+async fn definitions_are_kept_until_they_are_undefined_or_removed(rig: Rig) {
+    for name in ["kept", "undefined", "removed"] {
+        rig.driver
+            .define(rig.empty(name))
+            .await
+            .expect("it is free");
+    }
+    let undefined = rig.driver.by_name("undefined").expect("known");
+    undefined.undefine().await.expect("it was kept");
+    let again = undefined.undefine().await.expect_err("it is not kept");
+    assert_eq!(again.kind(), ErrorKind::State);
+    drop(undefined);
+    let removed = rig.driver.by_name("removed").expect("known");
+    removed.remove().await.expect("it is off");
+    drop(removed);
+    let rig = Rig::again(rig.leave().await);
+    let names: Vec<_> = rig
+        .driver
+        .list()
+        .iter()
+        .map(|row| row.name.to_string())
+        .collect();
+    assert_eq!(names, ["kept"]);
+    assert_eq!(recovered(&rig).await.len(), 0, "nothing ran");
+}
+
+async fn a_guest_with_autostart_runs_with_the_first_driver_only(rig: Rig) {
+    let web = rig
+        .driver
+        .define(rig.empty("web"))
+        .await
+        .expect("it is free");
+    web.set_autostart(true).await.expect("it is kept");
+    drop(web);
+    // As if the host had been started anew.
+    let left = rig.leave().await;
+    fs::remove_dir_all(left.1.path().join("run")).expect("it is there");
+    let rig = Rig::again(left);
+    let web = rig.driver.by_name("web").expect("known");
+    let running = web.wait_for(
+        |observed| observed.run.is_running(),
+        Instant::now() + 10 * SECOND,
+    );
+    running.await.expect("it was started");
+    web.destroy().await.expect("it ends");
+    drop(web);
+    let rig = Rig::again(rig.leave().await);
+    let web = rig.driver.by_name("web").expect("known");
+    assert!(web.records().autostart);
+    web.query_status().await.expect_err("who ended it meant it");
+    assert_eq!(web.observed().run, Run::Off);
+}
+
+async fn a_silent_qemu_is_not_run_beside_nor_ended_and_is_reached_once_it_answers(rig: Rig) {
+    let pid = started(&rig, "silent")
+        .await
+        .observed()
+        .pid
+        .expect("it runs");
+    started(&rig, "well").await;
+    let left = rig.leave().await;
+    kill(pid, Signal::STOP);
+    let began = Instant::now();
+    let rig = Rig::again(left);
+    let well = rig.driver.by_name("well").expect("known");
+    let reached = well.wait_for(|observed| observed.run.is_running(), began + 5 * SECOND);
+    reached.await.expect("the silent one delays nobody");
+    let silent = rig.driver.by_name("silent").expect("known");
+    assert_eq!(silent.observed().run, Run::Lost);
+    let refused = silent
+        .start()
+        .deadline(SECOND)
+        .await
+        .expect_err("it would run twice");
+    assert!(
+        matches!(refused.kind(), ErrorKind::TimedOut | ErrorKind::State),
+        "{refused:#}"
+    );
+    kill(pid, Signal::CONT);
+    let reached = silent.wait_for(|observed| observed.run.is_running(), began + 60 * SECOND);
+    reached.await.expect("it is found after all");
+    silent.query_status().await.expect("it answers");
+    assert_eq!(silent.observed().pid, Some(pid));
+}
+
+async fn records_that_make_no_sense_are_set_aside_and_cost_nobody_else(rig: Rig) {
+    let mut pids = Vec::new();
+    let mut paths = Vec::new();
+    for name in ["cut", "zeroed", "newer", "twice", "good"] {
+        let domain = started(&rig, name).await;
+        pids.push(domain.observed().pid.expect("it runs"));
+        paths.push(record(&rig, &domain));
+    }
+    let left = rig.leave().await;
+    let text = fs::read_to_string(&paths[0]).expect("there");
+    fs::write(&paths[0], &text[..text.len() / 2]).expect("cut");
+    fs::write(&paths[1], vec![0; text.len()]).expect("zeroed");
+    let newer = text.replace("\"format\": 1", "\"format\": 2");
+    assert_ne!(newer, text);
+    fs::write(&paths[2], newer).expect("newer");
+    let copy = paths[3].with_file_name("zzzzzzzz-copy.json");
+    fs::copy(&paths[3], &copy).expect("twice");
+
+    let rig = Rig::again(left);
+    let all = recovered(&rig).await;
+    let reasons: Vec<_> = all
+        .iter()
+        .filter_map(|found| match &found.became {
+            Became::SetAside { place, reason } => {
+                assert!(fs::exists(place).expect("it can be looked at"), "{place}");
+                Some(reason.clone())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reasons.len(), 4, "{all:?}");
+    for part in ["is damaged: ", "is of format 2", "is a copy: "] {
+        assert!(
+            reasons.iter().any(|reason| reason.starts_with(part)),
+            "{part}: {reasons:?}"
+        );
+    }
+    for name in ["twice", "good"] {
+        let domain = rig.driver.by_name(name).expect("known");
+        domain.query_status().await.expect("it is served");
+    }
+    // Theirs is nobody's now: that is for an operator, who is told where the records are.
+    for pid in &pids[..3] {
+        kill(*pid, Signal::KILL);
+    }
+}
+
+async fn a_store_that_is_full_refuses_a_start_and_harms_no_other_guest(rig: Rig) {
+    let web = started(&rig, "web").await;
+    // Root writes to any folder, but to none that is not there.
+    let records = rig.dir.path().join("run/records");
+    let away = rig.dir.path().join("away");
+    fs::rename(&records, &away).expect("it is there");
+    let error = rig
+        .driver
+        .start(rig.empty("next"), StartOptions::default())
+        .await
+        .expect_err("what cannot be written down is not begun");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error:#}");
+    assert!(rig.driver.by_name("next").is_none());
+    web.query_status().await.expect("it is served");
+    web.pause().await.expect("it is served");
+    fs::rename(&away, &records).expect("it comes back");
+    started(&rig, "next").await;
+}
+
+async fn a_connection_that_is_lost_alone_comes_back(rig: Rig) {
+    let foreign = Foreign::start(&rig).await;
+    let between = rig.dir.path().join("between.sock");
+    let listener = tokio::net::UnixListener::bind(&between).expect("it is free");
+    let behind = PathBuf::from(foreign.target().trim_start_matches("unix:"));
+    let (cut, mut cuts) = tokio::sync::mpsc::channel::<()>(1);
+    let proxy = tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.expect("it listens");
+            let mut far = tokio::net::UnixStream::connect(&behind)
+                .await
+                .expect("QEMU listens");
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                _ = cuts.recv() => {}
+            }
+        }
+    });
+    let domain = rig
+        .driver
+        .attach(format!("unix:{}", between.display()))
+        .await
+        .expect("it is taken in");
+    // The peer of the socket is this very process, which is no QEMU: nobody knows the process, so the end of the
+    // connection is all there is to see.
+    cut.send(()).await.expect("the proxy runs");
+    let off = domain.wait_for(
+        |observed| observed.run == Run::Off,
+        Instant::now() + 5 * SECOND,
+    );
+    off.await.expect("nothing is left of it here");
+    domain.remove().await.expect("it can be forgotten");
+    proxy.abort();
+}
+
+async fn a_hundred_machines_are_back_in_two_seconds(rig: Rig) {
+    const MACHINES: usize = 100;
+    for number in 0..MACHINES {
+        started(&rig, &format!("m{number}")).await;
+    }
+    let left = rig.leave().await;
+    let began = Instant::now();
+    let rig = Rig::again(left);
+    let all = recovered(&rig).await;
+    let took = began.elapsed();
+    println!("figure driver-restart-100 {:.3} s", took.as_secs_f64());
+    assert!(
+        all.iter().all(|found| found.became == Became::Kept),
+        "{all:?}"
+    );
+    assert_eq!(all.len(), MACHINES);
+    assert!(took < 2 * SECOND, "{took:?}");
+}
