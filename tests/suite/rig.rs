@@ -285,8 +285,9 @@ impl Foreign {
             socket,
         };
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !foreign.socket.exists() {
-            assert!(Instant::now() < deadline, "QEMU makes its socket");
+        // The path is there before anybody listens on it, and a connection to see would take QEMU's one place.
+        while !is_listening(&foreign.socket) {
+            assert!(Instant::now() < deadline, "QEMU listens on its socket");
             sleep(Duration::from_millis(5)).await;
         }
         foreign
@@ -295,6 +296,15 @@ impl Foreign {
     pub(crate) fn target(&self) -> String {
         format!("unix:{}", self.socket.display())
     }
+}
+
+/// Whether somebody listens on that socket, by the kernel's list.
+fn is_listening(path: &Path) -> bool {
+    const ACCEPTS: &str = "00010000";
+    let list = fs::read_to_string("/proc/net/unix").expect("there is a list of sockets");
+    let path = path.to_str().expect("our own path is text");
+    list.lines()
+        .any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some(ACCEPTS))
 }
 
 impl Drop for Foreign {

@@ -33,7 +33,7 @@ const PLUGIN: &[&str] = &["transport-abi"];
 const FOR_TESTS: &[&str] = &["tests", "transport-host"];
 
 /// `job-core` runs under any executor and under loom, so it takes little from outside.
-const JOB_CORE: &[&str] = &["async-trait", "tracing"];
+const JOB_CORE: &[&str] = &["async-trait", "rustix", "tracing"];
 const JOB_CORE_UNDER_LOOM: &[&str] = &["loom"];
 
 pub(super) fn check(packages: &[Value], files: &[Source], root: &Path) -> Vec<Finding> {
