@@ -182,6 +182,10 @@ pub(crate) fn kill(pid: u32, signal: Signal) {
 pub(crate) struct Console(PathBuf);
 
 impl Console {
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     pub(crate) fn text(&self) -> String {
         fs::read(&self.0)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())

@@ -25,6 +25,7 @@ mod ci;
 mod conformance;
 mod demo;
 mod error;
+mod faults;
 mod figures;
 mod fuzz;
 mod guest;
@@ -71,6 +72,12 @@ const TASKS: &[Task] = &[
         arguments: "[job-core] [--short] [--mutants]",
         about: "the explorations: states, interleavings, what was checked",
         run: verify::run,
+    },
+    Task {
+        name: "faults",
+        arguments: "daemon [--runs N] [--seed S] [--from K] [--short]",
+        about: "a daemon with a real guest, killed at any instant and started again",
+        run: faults::run,
     },
     Task {
         name: "bench",

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use job_core::{AsyncJob, AsyncKind, AsyncRecord, GoneWhy, Guard, KindSet, Label};
 use monitor_qmp::command::{self, RunState};
 use remote_migrate::{Owner, Side};
@@ -29,6 +30,7 @@ use crate::domain::{Domain, Inner, Live, Records, reap};
 use crate::error::{Cause, Error, ErrorKind, io as failed_to};
 use crate::events::What;
 use crate::guest::Guest;
+use crate::ops::destroy::cleaned_up;
 use crate::ops::save::{blocking, end as end_saved, stop_writing};
 use crate::ops::start::{LOCK, Sockets, connect, connect_monitor, give_up, refuse_if_running};
 use crate::ops::{AsyncOp, Deadline, StartOptions};
@@ -284,6 +286,10 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
         Ok(became) => became,
         Err(error) => Became::Unreachable(format!("{error:#}")),
     };
+    // What is told as ended leaves nothing behind.
+    if let Some(live) = domain.0.live().filter(|live| has_ended(live)) {
+        let _late = gone(&domain, &live, Instant::now() + ENDING).await;
+    }
     tell(&domain, name, became.clone());
     if let Became::Unreachable(_) = became
         && let Some(live) = domain.0.live()
@@ -291,6 +297,18 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
         let watchers = domain.0.context.watchers.clone();
         watchers.spawn(reconnect(domain, live));
     }
+}
+
+fn has_ended(live: &Live) -> bool {
+    let process = live.process.as_ref();
+    process.is_some_and(|process| process.exited().now_or_never().is_some())
+}
+
+/// Waits until the guest is off and cleaned up.
+async fn gone(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<(), Error> {
+    let is_off = |observed: &crate::Observed| observed.run == Run::Off;
+    domain.wait_for(is_off, deadline).await?;
+    cleaned_up(domain, live, deadline).await
 }
 
 fn tell(domain: &Domain, job: Option<Label>, became: Became) {

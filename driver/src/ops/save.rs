@@ -128,6 +128,7 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
         return Err(error);
     }
     let bytes = file.length();
+    op.set_phase("ending");
     end(&mut op, &file.path).await;
     Ok(Saved {
         path: file.path.clone(),

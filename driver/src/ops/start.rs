@@ -226,6 +226,7 @@ pub(crate) async fn finish(op: &mut AsyncOp, live: &Arc<Live>, is_run: bool) -> 
 
 /// Lets the guest run if it should, and tells the world.
 pub(crate) async fn run(op: &mut AsyncOp, live: &Arc<Live>, is_run: bool) -> Result<(), Error> {
+    op.set_phase("running");
     if is_run {
         op.monitor().await?.execute(command::Cont).await?;
     }

@@ -1,0 +1,420 @@
+//! The hand that starts the daemon, has it killed, looks at what is left, and judges what the next one makes of it.
+//!
+//! Looks from outside only: at processes, files and the guest's own console.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rustix::process::Signal;
+use uuid::Uuid;
+
+use crate::cells::{Cell, Doing, Row};
+use crate::rig::{Console, Env, kill};
+use crate::{console, guest};
+
+/// Longer than any operation here takes.
+const LONG: Duration = Duration::from_secs(60);
+/// Between two looks at what tells nobody that it changed: a file, a process list.
+const LOOK: Duration = Duration::from_millis(5);
+
+pub(crate) struct Hand {
+    dir: PathBuf,
+    uuid: Uuid,
+    daemon: Option<Daemon>,
+    saves: u32,
+}
+
+struct Daemon {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Daemon {
+    fn start(dir: &Path) -> Result<(Self, Vec<String>), String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut child = Command::new(program)
+            .arg("--be-daemon")
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("cannot start the daemon: {error}"))?;
+        let input = child.stdin.take().ok_or("its input is piped")?;
+        let output = BufReader::new(child.stdout.take().ok_or("its output is piped")?);
+        let mut daemon = Self {
+            child,
+            input,
+            output,
+        };
+        let mut told = Vec::new();
+        loop {
+            let line = daemon
+                .line()?
+                .ok_or("the daemon ended before it was ready")?;
+            if line == "ready" {
+                return Ok((daemon, told));
+            }
+            told.push(line);
+        }
+    }
+
+    /// The next line, or none if it has ended.
+    fn line(&mut self) -> Result<Option<String>, String> {
+        let mut line = String::new();
+        let read = self.output.read_line(&mut line);
+        let read = read.map_err(|error| error.to_string())?;
+        Ok((read > 0).then(|| line.trim_end().to_owned()))
+    }
+
+    /// Sends a command. Yields its answer, or none if the daemon died of it.
+    fn ask(&mut self, command: &str) -> Result<Option<String>, String> {
+        writeln!(self.input, "{command}").map_err(|error| error.to_string())?;
+        self.line()
+    }
+
+    fn must(&mut self, command: &str) -> Result<String, String> {
+        match self.ask(command)? {
+            Some(line) => match line.strip_prefix("ok ") {
+                Some(answer) => Ok(answer.to_owned()),
+                None => Err(format!("{command}: {line}")),
+            },
+            None => Err(format!("{command}: the daemon ended")),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already; it is reaped either way.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+impl Hand {
+    pub(crate) fn new(env: Env, dir: &Path) -> Result<Self, String> {
+        let uuid = guest(&env, dir).uuid;
+        let mut hand = Self {
+            dir: dir.to_owned(),
+            uuid,
+            daemon: None,
+            saves: 0,
+        };
+        hand.restart()?;
+        Ok(hand)
+    }
+
+    fn daemon(&mut self) -> Result<&mut Daemon, String> {
+        self.daemon
+            .as_mut()
+            .ok_or_else(|| "no daemon runs".to_owned())
+    }
+
+    fn restart(&mut self) -> Result<Vec<String>, String> {
+        let (daemon, told) = Daemon::start(&self.dir)?;
+        self.daemon = Some(daemon);
+        Ok(told)
+    }
+
+    /// Boots a guest once and saves it: what every run begins with is restored from a copy of that.
+    pub(crate) fn make_golden(&mut self) -> Result<(), String> {
+        let golden = self.golden();
+        self.daemon()?.must("start")?;
+        self.past(3)?;
+        self.daemon()?.must(&format!("save {}", golden.display()))?;
+        self.daemon()?.must("forget").map(drop)
+    }
+
+    fn golden(&self) -> PathBuf {
+        self.dir.join("golden")
+    }
+
+    /// One kill. Yields where it landed if it was in the cell.
+    pub(crate) fn attempt(
+        &mut self,
+        cell: Cell,
+        random: &mut Rng,
+    ) -> Result<Option<String>, String> {
+        let file = self.set_up(cell)?;
+        let phase = cell.phases[random.usize(..cell.phases.len())];
+        let after = random.u64(..cell.within);
+        let operation = match cell.doing {
+            Doing::Nothing => "wait".to_owned(),
+            Doing::Start => "start".to_owned(),
+            Doing::Save => format!("save {}", file.display()),
+            Doing::Restore => format!("restore {}", file.display()),
+            Doing::Pause => "pause".to_owned(),
+            Doing::Resume => "resume".to_owned(),
+            Doing::Destroy => "destroy".to_owned(),
+        };
+        let command = format!("die {phase} {after} {operation}");
+        let mut answer = self.daemon()?.ask(&command)?;
+        let is_outside = answer.is_some();
+        if let Some(error) = answer.as_ref().filter(|line| line.starts_with("error")) {
+            return Err(format!("{command}: {error}"));
+        }
+        // It ended before the kill: wait for that, unless nothing is to kill it.
+        while answer.is_some() && phase == "any" {
+            answer = self.daemon()?.line()?;
+        }
+        self.daemon = None;
+        self.settle_forks();
+
+        let there = self.guests();
+        if there.len() > 1 {
+            return Err(format!("the guest runs {} times", there.len()));
+        }
+        let row = self.row(&file);
+        let is_hit = !is_outside && row == Some(cell.row) && !there.is_empty();
+        if is_hit && cell.is_qemu_killed {
+            for pid in &there {
+                kill(*pid, Signal::KILL);
+            }
+            self.until("QEMU ends", |hand| hand.guests().is_empty())?;
+        }
+        let told = self.restart()?;
+        self.judge(is_hit.then_some(cell), row, &told, &file)?;
+        Ok(is_hit.then(|| format!("{phase} +{after} us")))
+    }
+
+    /// Brings guest and files to where the operation begins. Yields the file it is about.
+    fn set_up(&mut self, cell: Cell) -> Result<PathBuf, String> {
+        self.saves += 1;
+        let file = self.dir.join(format!("{}.save", self.saves));
+        let status = self.daemon()?.must("status")?;
+        let is_off_wanted = matches!(cell.doing, Doing::Start | Doing::Restore);
+        if is_off_wanted && status != "off" && status != "unknown" {
+            self.daemon()?.must("destroy")?;
+        }
+        if is_off_wanted && status != "unknown" {
+            self.daemon()?.must("forget")?;
+        }
+        if is_off_wanted || status == "off" || status == "unknown" {
+            // A guest of another past counts anew.
+            let _none = fs::remove_file(console(&self.dir));
+        }
+        if cell.doing == Doing::Restore {
+            let copied = fs::copy(self.golden(), &file);
+            copied.map_err(|error| format!("cannot copy the golden save: {error}"))?;
+        }
+        if !is_off_wanted && (status == "off" || status == "unknown") {
+            let copy = self.dir.join("copy");
+            let copied = fs::copy(self.golden(), &copy);
+            copied.map_err(|error| format!("cannot copy the golden save: {error}"))?;
+            self.daemon()?
+                .must(&format!("restore {}", copy.display()))?;
+            fs::remove_file(copy).map_err(|error| error.to_string())?;
+        }
+        if status == "paused" && !is_off_wanted {
+            self.daemon()?.must("resume")?;
+        }
+        if !is_off_wanted {
+            let last = self.ticks().last().copied().unwrap_or(0);
+            self.past(last)?;
+        }
+        if cell.doing == Doing::Resume {
+            self.daemon()?.must("pause")?;
+        }
+        Ok(file)
+    }
+
+    /// Which row of the table the kill has left.
+    fn row(&self, file: &Path) -> Option<Row> {
+        let record = fs::read_to_string(self.record()).ok()?;
+        let work = |name: &str| record.contains(&format!("\"{name}\": {{"));
+        // The state is a word at a fixed place of the head.
+        let state = fs::read(file)
+            .ok()
+            .map(|head| head.get(16..24).map(<[u8]>::to_vec));
+        let state = state.flatten();
+        let is = |word: &str| state.as_deref() == Some(word.as_bytes());
+        Some(if work("start") {
+            Row::Start
+        } else if work("save") && is("complete") {
+            Row::SaveWhole
+        } else if work("save") {
+            Row::SavePartial
+        } else if work("restore") && is("restored") {
+            Row::RestoreUsed
+        } else if work("restore") {
+            Row::RestoreUnused
+        } else {
+            Row::Idle
+        })
+    }
+
+    /// What the driver that came back says and has, against what must be.
+    fn judge(
+        &mut self,
+        hit: Option<Cell>,
+        row: Option<Row>,
+        told: &[String],
+        file: &Path,
+    ) -> Result<(), String> {
+        let status = self.daemon()?.must("status")?;
+        let guests = self.guests();
+        let is_off = status == "off" || status == "unknown";
+        if status.contains("held") || guests.len() != usize::from(!is_off) {
+            return Err(format!(
+                "it is {status}, and {} QEMUs run: {told:?}",
+                guests.len()
+            ));
+        }
+        if row.is_some() && told.len() != 1 {
+            return Err(format!(
+                "one guest has a record, and was told of so: {told:?}"
+            ));
+        }
+        if let Some(cell) = hit {
+            let is_as_said = told
+                .iter()
+                .all(|line| line.ends_with(&format!(" {}", cell.became)));
+            if !is_as_said || !cell.run.contains(&&*status) {
+                return Err(format!("it is {status}: {told:?}"));
+            }
+        }
+        // Where the guest is: in a QEMU, in a whole file, or it was killed, or never was. Nothing else is left.
+        let state = fs::read(file)
+            .ok()
+            .map(|head| String::from_utf8_lossy(&head[16..24]).into_owned());
+        match (row, state.as_deref(), is_off) {
+            (_, Some("partial "), _) => return Err("a file that is not whole is left".to_owned()),
+            (Some(Row::SavePartial), Some(_), _) => {
+                return Err("a save that was undone left its file".to_owned());
+            }
+            (_, Some("complete"), false) => {
+                return Err("the guest runs, and is in its file".to_owned());
+            }
+            _ => {}
+        }
+        if is_off {
+            let left = self.left_behind();
+            if !left.is_empty() {
+                return Err(format!("it is off, and these are left: {left:?}"));
+            }
+        } else {
+            self.count_on(&status)?;
+        }
+        let _gone = fs::remove_file(file);
+        Ok(())
+    }
+
+    /// The guest counts on, with no number twice and none left out.
+    fn count_on(&mut self, status: &str) -> Result<(), String> {
+        let before = self.ticks();
+        if status == "running" {
+            self.past(before.last().copied().unwrap_or(0))?;
+        }
+        let ticks = self.ticks();
+        match ticks.windows(2).find(|pair| pair[1] != pair[0] + 1) {
+            Some(pair) => Err(format!("after {} it counted {}", pair[0], pair[1])),
+            None => Ok(()),
+        }
+    }
+
+    /// What a guest that is off has left in the run directory.
+    fn left_behind(&self) -> Vec<PathBuf> {
+        let directory = self.dir.join("run").join(self.uuid.to_string());
+        [directory, self.record()]
+            .into_iter()
+            .filter(|path| path.exists())
+            .collect()
+    }
+
+    fn record(&self) -> PathBuf {
+        self.dir
+            .join("run/records")
+            .join(format!("{}.json", self.uuid))
+    }
+
+    fn ticks(&self) -> Vec<u64> {
+        Console::at(console(&self.dir)).ticks()
+    }
+
+    fn past(&mut self, tick: u64) -> Result<(), String> {
+        self.until("the guest counts on", |hand| {
+            hand.ticks().last().is_some_and(|last| *last > tick)
+        })
+    }
+
+    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), String> {
+        let began = Instant::now();
+        while !done(self) {
+            if began.elapsed() > LONG {
+                return Err(format!("waited {LONG:?} until {what}"));
+            }
+            sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// A child that was forked and has not become QEMU yet looks like the daemon.
+    fn settle_forks(&self) {
+        let dir = self.dir.to_string_lossy().into_owned();
+        let is_fork =
+            |line: &[String]| line.len() == 3 && line[1] == "--be-daemon" && line[2] == dir;
+        while processes().iter().any(|(_, line)| is_fork(line)) {
+            sleep(LOOK);
+        }
+    }
+
+    /// The processes of the guest.
+    fn guests(&self) -> Vec<u32> {
+        let uuid = self.uuid.to_string();
+        let is_guest = |line: &[String]| {
+            line.windows(2)
+                .any(|pair| pair[0] == "-uuid" && pair[1] == uuid)
+        };
+        let all = processes().into_iter();
+        all.filter(|(_, line)| is_guest(line))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
+    /// Ends the guest of the last run, and looks once more for what is left.
+    pub(crate) fn end(&mut self) -> Result<(), String> {
+        let status = self.daemon()?.must("status")?;
+        if status != "off" && status != "unknown" {
+            self.daemon()?.must("destroy")?;
+        }
+        let (guests, left) = (self.guests(), self.left_behind());
+        if guests.is_empty() && left.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "left in the end: processes {guests:?}, files {left:?}"
+        ))
+    }
+}
+
+impl Drop for Hand {
+    fn drop(&mut self) {
+        self.daemon = None;
+        for pid in self.guests() {
+            kill(pid, Signal::KILL);
+        }
+    }
+}
+
+/// All processes of this machine with their command lines. One that has ended, and waits to be reaped, has none.
+fn processes() -> Vec<(u32, Vec<String>)> {
+    let entries = fs::read_dir("/proc").expect("there is a list of processes");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = line
+            .split(|byte| *byte == 0)
+            .filter(|word| !word.is_empty());
+        let words = words
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        Some((pid, words))
+    })
+    .collect()
+}
