@@ -149,6 +149,7 @@ mod plan;
 mod serve;
 pub mod source;
 pub mod verdict;
+pub mod wire;
 
 pub use control::{Control, Meter, Progress, Transfer};
 pub use drive::{migrate, recover, resolve};
