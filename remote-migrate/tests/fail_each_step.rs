@@ -2,6 +2,7 @@
 //! time exactly one side has the guest, or the doubt is named and later resolved.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+#[expect(dead_code, reason = "each suite uses a part of it")]
 mod rig;
 
 use std::{sync::Arc, time::Duration};

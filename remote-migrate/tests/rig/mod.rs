@@ -56,6 +56,8 @@ struct Scene {
     fails: HashSet<Fails>,
     prepares: usize,
     starts: usize,
+    /// Steps of the destination's host, its looks at the copy included.
+    calls: usize,
 }
 
 /// What both hosts do, and what becomes of the guest.
@@ -122,7 +124,10 @@ impl SourceHost for Stage {
         tokio::task::yield_now().await;
         let mut scene = self.scene();
         match outcome {
-            Outcome::Kept(_) => scene.stopped = false,
+            Outcome::Kept(_) => {
+                assert_ne!(scene.copy, Some(CopyState::Started), "the guest runs twice");
+                scene.stopped = false;
+            }
             Outcome::Released => scene.killed = true,
         }
         Ok(())
@@ -143,6 +148,7 @@ impl SourceHost for Stage {
 impl DestinationHost for Stage {
     async fn prepare(&self, _step: Step, guest: &Guest) -> Result<Prepared, HostError> {
         assert_eq!(guest.cookie.as_str(), "a guest");
+        self.scene().calls += 1;
         self.hangs(Fails::PrepareHangs).await;
         self.fails(Fails::Prepare)?;
         tokio::task::yield_now().await;
@@ -158,6 +164,7 @@ impl DestinationHost for Stage {
     async fn load(&self, _step: Step) -> Result<Load, HostError> {
         let fails = self.scene().fails.remove(&Fails::Load);
         let mut scene = self.scene();
+        scene.calls += 1;
         if fails {
             scene.copy = Some(CopyState::Gone(Ran::Never));
         }
@@ -170,6 +177,7 @@ impl DestinationHost for Stage {
 
     async fn start(&self, _step: Step, run: RunState) -> Result<(), StartError> {
         assert_eq!(run, RunState::Running);
+        self.scene().calls += 1;
         self.hangs(Fails::StartHangs).await;
         self.fails(Fails::StartRefused)
             .map_err(StartError::never_ran)?;
@@ -179,6 +187,7 @@ impl DestinationHost for Stage {
         }
         tokio::task::yield_now().await;
         let mut scene = self.scene();
+        assert!(scene.stopped || scene.killed, "the guest runs twice");
         if scene.copy != Some(CopyState::Started) {
             scene.starts += 1;
         }
@@ -191,6 +200,7 @@ impl DestinationHost for Stage {
     async fn discard(&self, _step: Step) -> Result<(), HostError> {
         tokio::task::yield_now().await;
         let mut scene = self.scene();
+        scene.calls += 1;
         assert_ne!(
             scene.copy,
             Some(CopyState::Started),
@@ -201,6 +211,7 @@ impl DestinationHost for Stage {
     }
 
     async fn inspect(&self, _step: Step) -> Result<CopyState, HostError> {
+        self.scene().calls += 1;
         Ok(self.scene().copy.unwrap_or(CopyState::Gone(Ran::Never)))
     }
 }
@@ -438,23 +449,33 @@ impl Rig {
 
     pub(crate) async fn migrate_under(&self, control: &Control) -> Result<Report, Error> {
         let plan = Plan::new(self.domain).migration(self.id);
-        self.run(&plan, control).await
+        self.run(&plan, &self.link, control).await
+    }
+
+    pub(crate) async fn migrate_over(&self, peer: &dyn Peer) -> Result<Report, Error> {
+        let plan = Plan::new(self.domain).migration(self.id);
+        self.run(&plan, peer, &Control::new()).await
     }
 
     /// The same guest, in another migration.
     pub(crate) async fn migrate_anew(&self) -> Result<Report, Error> {
-        self.run(&Plan::new(self.domain), &Control::new()).await
+        self.run(&Plan::new(self.domain), &self.link, &Control::new())
+            .await
     }
 
-    async fn run(&self, plan: &Plan, control: &Control) -> Result<Report, Error> {
+    async fn run(&self, plan: &Plan, peer: &dyn Peer, control: &Control) -> Result<Report, Error> {
         let journal = self.journal(Side::Source);
-        remote_migrate::migrate(plan, &*self.stage, &self.link, journal, control).await
+        remote_migrate::migrate(plan, &*self.stage, peer, journal, control).await
     }
 
     pub(crate) async fn recover(&self) -> Result<Report, Error> {
+        self.recover_over(&self.link).await
+    }
+
+    pub(crate) async fn recover_over(&self, peer: &dyn Peer) -> Result<Report, Error> {
         let (limits, control) = (Limits::default(), Control::new());
         let journal = self.journal(Side::Source);
-        remote_migrate::recover(self.id, limits, &*self.stage, &self.link, journal, &control).await
+        remote_migrate::recover(self.id, limits, &*self.stage, peer, journal, &control).await
     }
 
     pub(crate) async fn resolve(&self, ruling: Ruling) -> Result<Report, Error> {
@@ -510,6 +531,11 @@ impl Rig {
 
     pub(crate) fn prepares(&self) -> usize {
         self.stage.scene().prepares
+    }
+
+    /// How often the destination's host was called, for whatever.
+    pub(crate) fn calls(&self) -> usize {
+        self.stage.scene().calls
     }
 
     pub(crate) fn starts(&self) -> usize {
