@@ -15,7 +15,7 @@ use crate::{
     journal::{Journal, Record, SourceRecord, SourceStage},
     message::{Answer, Call, Reply, Request},
     peer::{self, Effect, Peer, PeerError},
-    phase::{Epoch, MigrationId, Owner, Phase, RunState, Side},
+    phase::{Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
     plan::{Limits, Plan, Report},
     source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
     verdict::Ruling,
@@ -173,9 +173,17 @@ struct Trouble {
     cause: Option<Cause>,
 }
 
+/// What went wrong first on each side, with all its causes, in the words of that side.
+#[derive(Default)]
+struct Chains {
+    source: Option<Reason>,
+    destination: Option<Reason>,
+}
+
 struct Concluded {
     report: Report,
     trouble: Option<Trouble>,
+    chains: Chains,
 }
 
 impl Concluded {
@@ -188,8 +196,13 @@ impl Concluded {
             .trouble
             .expect("a guest stays only because something went wrong");
         let at = (trouble.side, trouble.phase);
+        let Chains {
+            source,
+            destination,
+        } = self.chains;
         Err(Error::new(report.migration, at, trouble.kind, report.owner)
             .settled(report.settled)
+            .chains(source, destination)
             .cause(trouble.cause))
     }
 }
@@ -206,6 +219,7 @@ struct Drive<'a> {
     patience: Option<Instant>,
     turned_back: bool,
     trouble: Option<Trouble>,
+    chains: Chains,
 }
 
 impl<'a> Drive<'a> {
@@ -228,6 +242,7 @@ impl<'a> Drive<'a> {
             patience: None,
             turned_back: false,
             trouble: None,
+            chains: Chains::default(),
         }
     }
 
@@ -336,6 +351,7 @@ impl<'a> Drive<'a> {
         match on_time(deadline, self.journal.store(&Record::Source(record))).await {
             Ok(()) => SourceInput::Recorded,
             Err(cause) => {
+                self.chain(&*cause);
                 self.note(Side::Source, ErrorKind::Journal, Some(cause));
                 SourceInput::RecordFailed
             }
@@ -348,6 +364,7 @@ impl<'a> Drive<'a> {
         match on_time(deadline, self.journal.remove(id, Side::Source)).await {
             Ok(()) => SourceInput::Forgotten,
             Err(cause) => {
+                self.chain(&*cause);
                 self.note(Side::Source, ErrorKind::Journal, Some(cause));
                 SourceInput::ForgetFailed
             }
@@ -366,7 +383,14 @@ impl<'a> Drive<'a> {
 
     fn answered(&mut self, answer: Result<Answer, PeerError>) -> SourceInput {
         match answer {
-            Ok(Answer { reply, .. }) => {
+            Ok(Answer { reply, trouble, .. }) => {
+                let told = trouble.or_else(|| match &reply {
+                    Reply::Refused(why) | Reply::Busy(why) => Some(why.clone()),
+                    _ => None,
+                });
+                if self.chains.destination.is_none() {
+                    self.chains.destination = told;
+                }
                 let why = match &reply {
                     Reply::Refused(why) => Some((ErrorKind::Refused, Some(why))),
                     Reply::Busy(why) => Some((ErrorKind::Silent, Some(why))),
@@ -382,6 +406,7 @@ impl<'a> Drive<'a> {
             }
             Err(error) => {
                 let sent = error.effect() == Effect::Unknown;
+                self.chain(&error);
                 self.note(Side::Destination, ErrorKind::Silent, Some(error.into()));
                 SourceInput::Silent { sent }
             }
@@ -389,8 +414,14 @@ impl<'a> Drive<'a> {
     }
 
     fn host_failed(&mut self, cause: Cause, input: SourceInput) -> SourceInput {
+        self.chain(&*cause);
         self.note(Side::Source, ErrorKind::Host, Some(cause));
         input
+    }
+
+    /// Keeps the first thing that went wrong as this side saw it.
+    fn chain(&mut self, error: &(dyn StdError + 'static)) {
+        self.chains.source.get_or_insert_with(|| Reason::of(error));
     }
 
     fn note(&mut self, side: Side, kind: ErrorKind, cause: Option<Cause>) {
@@ -428,6 +459,7 @@ impl<'a> Drive<'a> {
                 return Ok(Concluded {
                     report,
                     trouble: self.trouble,
+                    chains: self.chains,
                 });
             }
         };
@@ -437,6 +469,7 @@ impl<'a> Drive<'a> {
         };
         Err(Error::new(migration, (side, phase), kind, end.owner)
             .settled(end.settled)
+            .chains(self.chains.source, self.chains.destination)
             .cause(cause))
     }
 

@@ -141,6 +141,16 @@ pub trait DestinationHost: Send + Sync {
     /// May be dropped at any time, which counts as [`Ran::Maybe`]; `inspect` follows.
     async fn start(&self, step: Step, run: RunState) -> Result<(), StartError>;
 
+    /// Why the copy came to nothing, in the words of its QEMU, if it did. Asked before it is discarded, and
+    /// told to the source, whose own QEMU often knows only that the stream broke.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes.
+    async fn trouble(&self, _step: Step) -> Option<Reason> {
+        None
+    }
+
     /// Ends the copy that this migration made, and clears its remains. Nothing to end is success.
     ///
     /// # Errors

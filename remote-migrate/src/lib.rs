@@ -33,7 +33,8 @@
 //!
 //! What decides is pure: [`source`], [`destination`] and [`verdict`] are plain values and functions that
 //! `tests/walk.rs` explores exhaustively, with crashes, lost and stray messages, failing disks and killed
-//! guests. What waits is thin: [`migrate`] drives one side, [`Destination`] serves the other.
+//! guests. What waits is thin: [`migrate`] drives one side, [`Destination`] serves the other. Between two
+//! daemons stand [`wire::WirePeer`] and [`wire::serve_connection`].
 //!
 //! # Example
 //!
@@ -121,14 +122,16 @@
 //! - One guest moves in one migration at a time; a second one is refused until the first is settled.
 //! - Ownership changes at the switchover. Post-copy, where the guest runs at the destination before all
 //!   is there, needs the hand-over before the memory, and is not here yet.
-//! - At most 1024 migrations arrive at one [`Destination`] at a time. Cookies hold up to 256 KiB.
+//! - At most 1024 migrations arrive at one [`Destination`] at a time. Cookies hold up to 256 KiB. Those of
+//!   the wire stand in [`wire`].
 //! - If the source's QEMU dies between its last byte and the hand-over, and nobody can prove that the guest
 //!   did not run on there, a person decides: the other copy may be older than the disk.
 //!
 //! # What this crate does not know
 //!
 //! QEMU, disks, networks, domains and jobs: what a step means locally is behind [`SourceHost`] and
-//! [`DestinationHost`]. How a request travels, and who may send one, is behind [`Peer`] and [`Service`].
+//! [`DestinationHost`]. How a request travels, and who may send one, is behind [`Peer`] and [`Service`]:
+//! [`wire`] is one such way, and the phases know nothing of it.
 //! Where records lie is behind [`Journal`]. It knows none of its sibling crates.
 
 #![cfg_attr(

@@ -82,6 +82,10 @@ pub struct Answer {
     pub epoch: Epoch,
     /// What is said.
     pub reply: Reply,
+    /// What went wrong first on the side that answers, with all its causes. For people: nothing is decided
+    /// by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Reason>,
 }
 
 /// What can be answered.

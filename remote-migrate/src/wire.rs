@@ -65,11 +65,11 @@
 //! loop {
 //!     let place = Arc::clone(&places).acquire_owned().await.expect("never closed");
 //!     let (stream, _) = listener.accept().await?;
-//!     let (destination, options) = (destination.clone(), options.clone());
+//!     let (destination, options, link) = (destination.clone(), options.clone(), Link::new());
 //!     tokio::spawn(async move {
 //!         let identity = PeerIdentity::of_unix(&stream)?;
-//!         let served = serve_connection(stream, &identity, &destination, &options, &Link::new());
-//!         served.await.map_err(std::io::Error::other)?;
+//!         let served = serve_connection(stream, &identity, &destination, &options, &link).await;
+//!         served.map_err(std::io::Error::other)?;
 //!         drop(place);
 //!         std::io::Result::Ok(())
 //!     });

@@ -67,6 +67,33 @@ async fn a_host_that_fails_once_leaves_the_guest_where_it_was_and_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_tells_what_went_wrong_on_both_sides() {
+    let rig = Rig::new();
+    rig.fail(Fails::Perform);
+    rig.fail(Fails::Copy);
+    let error = rig.migrate().await.unwrap_err();
+    let chain = |side| error.chain(side).unwrap().as_str();
+    assert_eq!(chain(Side::Source), "Perform was told to fail");
+    assert_eq!(chain(Side::Destination), "Copy was told to fail");
+    let text = error.to_string();
+    assert!(
+        text.ends_with("; the destination says: Copy was told to fail"),
+        "{text}"
+    );
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "Perform was told to fail");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_with_one_cause_tells_it_once() {
+    let rig = Rig::new();
+    rig.link.cut_before(Link::PREPARE);
+    let error = rig.migrate().await.unwrap_err();
+    assert!(error.chain(Side::Source).is_some());
+    assert!(!error.to_string().contains("says"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_hangs_is_given_up_at_its_deadline() {
     for (fails, phase) in [
         (Fails::BeginHangs, Phase::Begin),

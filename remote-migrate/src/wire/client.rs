@@ -136,12 +136,13 @@ impl Inner {
         let mut connection = Connection::new(dialled.stream, Role::Asks, terms);
         let greeting = async {
             while connection.event().await? != Event::Open {}
-            Ok(())
+            Ok::<_, WireError>(())
         };
         match timeout_at(limit, greeting).await.map_err(late)? {
             Ok(()) => {}
             Err(error) => {
-                connection.hang_up(WireError::fault(&error)).await;
+                // On its own time: the deadline of the request may be near.
+                tokio::spawn(connection.hang_up(error.fault()));
                 return Err(error);
             }
         }

@@ -7,7 +7,7 @@ use std::{future::Future, pin::Pin};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -18,7 +18,11 @@ use super::{
     link::Link,
     session::{Event, Role},
 };
-use crate::{message::Answer, peer::Service, phase::Reason};
+use crate::{
+    message::{Answer, Reply, Request},
+    peer::Service,
+    phase::Reason,
+};
 
 /// Serves what comes over `stream` until the other side hangs up.
 ///
@@ -81,7 +85,7 @@ where
                 Ok(Event::Open) => link.opened(identity, connection.session().agreed()),
                 Ok(Event::Request { within, request }) => {
                     let deadline = Instant::now() + within.min(options.longest);
-                    serving = Some(service.serve(request, deadline));
+                    serving = Some(Box::pin(by_deadline(service, request, deadline)));
                 }
                 Ok(Event::Beat) => link.measured(connection.session().clock()),
                 Ok(Event::Answer(_)) => {}
@@ -99,6 +103,20 @@ where
             open.lost = Some(Reason::of(&error));
             Err(error)
         }
+    }
+}
+
+/// Serves a request, and answers in place of a service that does not.
+async fn by_deadline(service: &dyn Service, request: Request, deadline: Instant) -> Answer {
+    let (migration, epoch) = (request.migration, request.epoch);
+    match timeout_at(deadline, service.serve(request, deadline)).await {
+        Ok(answer) => answer,
+        Err(_) => Answer {
+            migration,
+            epoch,
+            reply: Reply::Busy(Reason::new("not served by its deadline")),
+            trouble: None,
+        },
     }
 }
 

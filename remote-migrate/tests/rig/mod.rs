@@ -37,6 +37,8 @@ pub(crate) enum Fails {
     StartHangs,
     /// The start is refused, and the copy with it is gone.
     Cpu,
+    /// The copy gave up while it read, and says why when it is asked.
+    Copy,
 }
 
 /// Where the guest runs.
@@ -195,6 +197,12 @@ impl DestinationHost for Stage {
         drop(scene);
         self.fails(Fails::StartLost)
             .map_err(StartError::may_have_run)
+    }
+
+    async fn trouble(&self, _step: Step) -> Option<Reason> {
+        self.fails(Fails::Copy)
+            .err()
+            .map(|error| Reason::of(&error))
     }
 
     async fn discard(&self, _step: Step) -> Result<(), HostError> {

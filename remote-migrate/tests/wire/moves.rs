@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use remote_migrate::{
-    Owner,
+    Owner, Side,
     wire::{AllowList, Link, Options, PeerIdentity, UnixDial, WirePeer, serve_connection},
 };
 use tokio::net::UnixListener;
 
 use crate::{
     ends::{Cut, Road},
-    rig::{Rig, Where},
+    rig::{Fails, Rig, Where},
 };
 
 #[tokio::test]
@@ -52,6 +52,18 @@ async fn a_guest_moves_over_a_unix_socket_between_processes_of_allowed_users() {
     drop(peer);
     assert_eq!(served.await.unwrap().unwrap(), probe);
     assert!(!seen.borrow().up && seen.borrow().lost.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_went_wrong_there_is_told_here_over_the_wire() {
+    let rig = Rig::new();
+    rig.fail(Fails::Perform);
+    rig.fail(Fails::Copy);
+    let road = Road::new(rig.destination(), Cut::NEVER, false);
+    let error = rig.migrate_over(&road.peer()).await.unwrap_err();
+    let told = error.chain(Side::Destination).unwrap();
+    assert_eq!(told.as_str(), "Copy was told to fail");
+    assert_eq!(rig.runs(), Where::Source);
 }
 
 #[tokio::test(start_paused = true)]

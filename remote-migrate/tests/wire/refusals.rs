@@ -228,6 +228,7 @@ async fn messages_that_come_when_they_may_not_are_refused() {
         migration: rig.id(),
         epoch: Epoch::FIRST,
         reply: Reply::Owned,
+        trouble: None,
     };
     for (message, what) in [
         (Message::Hello(Hello::ours()), "hello"),
@@ -398,6 +399,7 @@ async fn an_answer_to_something_else_is_refused() {
         migration: rig.id(),
         epoch: Epoch::FIRST,
         reply: Reply::Closed,
+        trouble: None,
     };
     let epoch = Answer {
         epoch: Epoch::FIRST.next(),

@@ -60,6 +60,7 @@ fn reply(migration: u128, epoch: Epoch) -> Answer {
         migration: id(migration),
         epoch,
         reply: Reply::Unknown,
+        trouble: None,
     }
 }
 
