@@ -13,7 +13,7 @@ use crate::{
     error::{Error, ErrorKind},
     host::{SourceHost, Step},
     journal::{Journal, Record, SourceRecord, SourceStage},
-    message::{Answer, Call, Reply, Request},
+    message::{Answer, Call, Prepared, Reply, Request},
     peer::{self, Effect, Peer, PeerError},
     phase::{Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
     plan::{Limits, Plan, Report},
@@ -287,8 +287,11 @@ impl<'a> Drive<'a> {
         Some(match action {
             // A write is never abandoned: what is on disk must be known.
             SourceAction::Record(record) => {
-                let offers = record.stage == SourceStage::HandingOver;
-                if offers && !control.shut(Phase::Finish) && !self.turned_back {
+                let last = matches!(
+                    record.stage,
+                    SourceStage::Switching | SourceStage::HandingOver
+                );
+                if last && !control.shut(record.stage.phase()) && !self.turned_back {
                     return None;
                 }
                 self.record(record).await
@@ -324,8 +327,18 @@ impl<'a> Drive<'a> {
                         Ok(()) => In::Performed,
                         Err(cause) => self.host_failed(cause, In::PerformFailed),
                     },
+                    () = control.post_copy_wanted() => In::Switch,
                 }
             }
+            SourceAction::Switch(to) => {
+                let step = self.step(self.limits.confirm);
+                match on_time(step.deadline, self.host.switch(step, &to)).await {
+                    Ok(()) => In::Switched,
+                    Err(cause) => self.host_failed(cause, In::SwitchFailed),
+                }
+            }
+            SourceAction::Drain => self.drain(None).await,
+            SourceAction::Resume(to) => self.drain(Some(&to)).await,
             SourceAction::Inspect => {
                 let step = self.step(self.limits.look);
                 match on_time(step.deadline, self.host.inspect(step)).await {
@@ -344,6 +357,16 @@ impl<'a> Drive<'a> {
             SourceAction::Pause => self.pause().await,
             SourceAction::Done(_) => unreachable!("the loop ends with it"),
         })
+    }
+
+    async fn drain(&mut self, to: Option<&Prepared>) -> SourceInput {
+        let step = self.step(self.limits.perform);
+        let meter = self.control.meter();
+        let host = self.host;
+        match on_time(step.deadline, host.drain(step, to, &meter)).await {
+            Ok(()) => SourceInput::Drained,
+            Err(cause) => self.host_failed(cause, SourceInput::DrainFailed),
+        }
     }
 
     async fn record(&mut self, record: SourceRecord) -> SourceInput {
@@ -490,6 +513,7 @@ impl<'a> Drive<'a> {
             Call::Prepare(_) => self.limits.prepare,
             Call::Finish => self.limits.finish,
             Call::Confirm(_) => self.limits.confirm,
+            Call::Resume => self.limits.prepare,
             Call::Status(_) => self.limits.look,
         }
     }

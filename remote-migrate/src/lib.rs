@@ -36,6 +36,30 @@
 //! guests. What waits is thin: [`migrate`] drives one side, [`Destination`] serves the other. Between two
 //! daemons stand [`wire::WirePeer`] and [`wire::serve_connection`].
 //!
+//! # Post-copy
+//!
+//! [`Control::post_copy`] turns a migration to post-copy: the guest changes hands before its memory has.
+//!
+//! ```text
+//!            source                                    destination
+//!  Perform   moves memory
+//!            journal: switching; stops the guest
+//!  ─ ─ ─ ─ ─ the point of return ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─
+//!            journal: handing over
+//!  Finish    ───────────── Finish ──────────────────►  can it run? journal: mine; starts the guest
+//!            ◄──────────── owned ───────────────────
+//!            journal: post-copy
+//!            sends the rest of the memory  ═════════►  runs, and waits for what it touches
+//!            ───────────── Status ──────────────────►  all there?
+//!            ◄──────────── started, or partial ─────
+//!            journal: released
+//!  Confirm   as above
+//! ```
+//!
+//! If the stream breaks, `Resume` asks where to send the rest, and both halves are kept until it is sent.
+//! Only the destination's word that all is there ends the source's half: a source's QEMU says `completed`
+//! of what its destination never had.
+//!
 //! # Example
 //!
 //! Two hosts that pretend, in one process:
@@ -120,8 +144,8 @@
 //! # Limits
 //!
 //! - One guest moves in one migration at a time; a second one is refused until the first is settled.
-//! - Ownership changes at the switchover. Post-copy, where the guest runs at the destination before all
-//!   is there, needs the hand-over before the memory, and is not here yet.
+//! - In post-copy the only complete guest is in two halves: if the host of either dies then, it is lost, and
+//!   the loss is named. A link that is lost costs time alone.
 //! - At most 1024 migrations arrive at one [`Destination`] at a time. Cookies hold up to 256 KiB. Those of
 //!   the wire stand in [`wire`].
 //! - If the source's QEMU dies between its last byte and the hand-over, and nobody can prove that the guest

@@ -363,6 +363,14 @@ impl Inner {
                     }
                 }
             }
+            DestinationAction::Resume => match on_time(deadline, self.host.resume(now)).await {
+                Ok(prepared) => In::Prepared(prepared),
+                Err(cause) => {
+                    let why = Reason::of(&*cause);
+                    note("post-copy was not taken up again", &why);
+                    In::PrepareFailed(why)
+                }
+            },
             DestinationAction::Load => match on_time(deadline, self.host.load(now)).await {
                 Ok(Load::Complete) => In::Loaded,
                 Ok(Load::Failed(why)) => {

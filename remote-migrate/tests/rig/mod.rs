@@ -37,6 +37,12 @@ pub(crate) enum Fails {
     StartHangs,
     /// The start is refused, and the copy with it is gone.
     Cpu,
+    /// Post-copy does not begin.
+    Switch,
+    /// The stream breaks in post-copy.
+    Drain,
+    /// The stream hangs in post-copy.
+    DrainHangs,
     /// The copy gave up while it read, and says why when it is asked.
     Copy,
 }
@@ -58,8 +64,13 @@ struct Scene {
     fails: HashSet<Fails>,
     prepares: usize,
     starts: usize,
+    resumes: usize,
     /// Steps of the destination's host, its looks at the copy included.
     calls: usize,
+}
+
+fn started(scene: &Scene) -> bool {
+    matches!(scene.copy, Some(CopyState::Started | CopyState::Partial))
 }
 
 /// What both hosts do, and what becomes of the guest.
@@ -121,16 +132,49 @@ impl SourceHost for Stage {
         Ok(())
     }
 
+    async fn switch(&self, _step: Step, to: &Prepared) -> Result<(), HostError> {
+        assert_eq!(&*to.connect, "there");
+        self.fails(Fails::Switch)?;
+        tokio::task::yield_now().await;
+        let mut scene = self.scene();
+        scene.stopped = true;
+        scene.copy = Some(CopyState::Switched);
+        Ok(())
+    }
+
+    async fn drain(
+        &self,
+        _step: Step,
+        to: Option<&Prepared>,
+        _meter: &Meter,
+    ) -> Result<(), HostError> {
+        self.hangs(Fails::DrainHangs).await;
+        self.fails(Fails::Drain)?;
+        tokio::task::yield_now().await;
+        let mut scene = self.scene();
+        scene.resumes += usize::from(to.is_some());
+        match scene.copy {
+            Some(CopyState::Partial | CopyState::Started) => {
+                scene.copy = Some(CopyState::Started);
+                Ok(())
+            }
+            _ => Err(HostError::new("nobody needs it")),
+        }
+    }
+
     async fn confirm(&self, _step: Step, outcome: Outcome) -> Result<(), HostError> {
         self.fails(Fails::Confirm)?;
         tokio::task::yield_now().await;
         let mut scene = self.scene();
         match outcome {
             Outcome::Kept(_) => {
-                assert_ne!(scene.copy, Some(CopyState::Started), "the guest runs twice");
+                assert!(!started(&scene), "the guest runs twice");
                 scene.stopped = false;
             }
-            Outcome::Released => scene.killed = true,
+            Outcome::Released => {
+                assert_ne!(scene.copy, Some(CopyState::Partial), "its memory is needed");
+                scene.killed = true;
+            }
         }
         Ok(())
     }
@@ -171,7 +215,7 @@ impl DestinationHost for Stage {
             scene.copy = Some(CopyState::Gone(Ran::Never));
         }
         Ok(match scene.copy {
-            Some(CopyState::Complete) => Load::Complete,
+            Some(CopyState::Complete | CopyState::Switched) => Load::Complete,
             Some(CopyState::Incoming) => Load::Loading,
             _ => Load::Failed(Reason::new("device missing here")),
         })
@@ -190,13 +234,22 @@ impl DestinationHost for Stage {
         tokio::task::yield_now().await;
         let mut scene = self.scene();
         assert!(scene.stopped || scene.killed, "the guest runs twice");
-        if scene.copy != Some(CopyState::Started) {
-            scene.starts += 1;
-        }
-        scene.copy = Some(CopyState::Started);
+        scene.starts += usize::from(!started(&scene));
+        scene.copy = Some(match scene.copy {
+            Some(CopyState::Switched | CopyState::Partial) => CopyState::Partial,
+            _ => CopyState::Started,
+        });
         drop(scene);
         self.fails(Fails::StartLost)
             .map_err(StartError::may_have_run)
+    }
+
+    async fn resume(&self, _step: Step) -> Result<Prepared, HostError> {
+        assert_eq!(self.scene().copy, Some(CopyState::Partial));
+        Ok(Prepared {
+            connect: "there".into(),
+            cookie: Cookie::empty(),
+        })
     }
 
     async fn trouble(&self, _step: Step) -> Option<Reason> {
@@ -209,11 +262,7 @@ impl DestinationHost for Stage {
         tokio::task::yield_now().await;
         let mut scene = self.scene();
         scene.calls += 1;
-        assert_ne!(
-            scene.copy,
-            Some(CopyState::Started),
-            "a running guest is not discarded"
-        );
+        assert!(!started(&scene), "a running guest is not discarded");
         scene.copy = None;
         Ok(())
     }
@@ -307,6 +356,7 @@ impl Link {
     pub(crate) const PREPARE: &'static str = "prepare";
     pub(crate) const FINISH: &'static str = "finish";
     pub(crate) const CONFIRM: &'static str = "confirm";
+    pub(crate) const RESUME: &'static str = "resume";
 
     pub(crate) fn prepare() -> Call {
         let cookie = Cookie::new("a guest").unwrap();
@@ -354,6 +404,7 @@ impl Link {
             Call::Finish => Self::FINISH,
             Call::Confirm(_) => Self::CONFIRM,
             Call::Status(_) => "status",
+            Call::Resume => Self::RESUME,
         };
         let mut plan = self.plan.lock().unwrap();
         match *plan {
@@ -460,6 +511,15 @@ impl Rig {
         self.run(&plan, &self.link, control).await
     }
 
+    /// Turns to post-copy as soon as memory moves.
+    pub(crate) async fn migrate_by_post_copy(&self, peer: &dyn Peer) -> Result<Report, Error> {
+        self.fail(Fails::PerformHangs);
+        let plan = Plan::new(self.domain).migration(self.id);
+        let control = Control::new();
+        control.post_copy();
+        self.run(&plan, peer, &control).await
+    }
+
     pub(crate) async fn migrate_over(&self, peer: &dyn Peer) -> Result<Report, Error> {
         let plan = Plan::new(self.domain).migration(self.id);
         self.run(&plan, peer, &Control::new()).await
@@ -513,7 +573,7 @@ impl Rig {
     pub(crate) fn runs(&self) -> Where {
         let scene = self.stage.scene();
         let here = !scene.stopped && !scene.killed;
-        match (here, scene.copy == Some(CopyState::Started)) {
+        match (here, started(&scene)) {
             (true, false) => Where::Source,
             (false, true) => Where::Destination,
             (false, false) => Where::Nowhere,
@@ -527,7 +587,12 @@ impl Rig {
         match scene.copy {
             Some(CopyState::Started) => scene.killed,
             Some(CopyState::Gone(_)) | None => !scene.killed,
-            Some(CopyState::Incoming | CopyState::Complete) => false,
+            Some(
+                CopyState::Incoming
+                | CopyState::Complete
+                | CopyState::Switched
+                | CopyState::Partial,
+            ) => false,
         }
     }
 
@@ -544,6 +609,11 @@ impl Rig {
     /// How often the destination's host was called, for whatever.
     pub(crate) fn calls(&self) -> usize {
         self.stage.scene().calls
+    }
+
+    /// How often post-copy went on over a new stream.
+    pub(crate) fn resumes(&self) -> usize {
+        self.stage.scene().resumes
     }
 
     pub(crate) fn starts(&self) -> usize {

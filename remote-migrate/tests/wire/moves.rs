@@ -67,6 +67,17 @@ async fn what_went_wrong_there_is_told_here_over_the_wire() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn post_copy_is_taken_up_again_over_the_wire() {
+    let rig = Rig::new();
+    rig.fail(Fails::Drain);
+    let road = Road::new(rig.destination(), Cut::NEVER, false);
+    let report = rig.migrate_by_post_copy(&road.peer()).await.unwrap();
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    assert_eq!((rig.starts(), rig.resumes()), (1, 1));
+    assert!(rig.forgotten().await && rig.clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_beats_while_nobody_asks_and_shows_when_it_is_lost() {
     let rig = Rig::new();
     // Enough for the greeting and some beats; then nothing passes, and nobody is told.
