@@ -81,8 +81,8 @@ pub trait SourceHost: Send + Sync {
     /// Turns a migration under way to post-copy: `Ok` means that the guest is stopped here for good and the
     /// destination has all it needs to start it; the rest of the memory follows while it runs there.
     ///
-    /// Called in place of a `perform` that was dropped, after the journal says so. If all has moved
-    /// meanwhile, that is as good.
+    /// Called in place of a `perform` that was dropped, after the journal says so; if that one did not come
+    /// to begin it, this one does. If all has moved meanwhile, that is as good.
     ///
     /// # Errors
     ///

@@ -34,7 +34,8 @@
 //! | requests open on a connection | 1 | refused |
 //! | silence, an unanswered ping, a frame that does not end | [`Options::silence`] | given up |
 //! | answers a peer does not read | 64 KiB, and one frame | nothing is read from it, so it falls silent |
-//! | dialling, handshake and greeting | [`Options::connect`] | given up |
+//! | dialling, handshake and greeting, for the side that dials | [`Options::connect`] | given up |
+//! | greeting, for the side that accepts | [`Options::silence`] | given up |
 //! | serving one request | [`Options::longest`] | answered as busy |
 //!
 //! How many connections are accepted is up to the caller.
@@ -124,7 +125,7 @@ pub struct Options {
     /// How long silence is taken, from the last whole frame or from an unanswered ping; two beats at
     /// least. 15 s: three beats lost in a row are no accident.
     pub silence: Duration,
-    /// How long a connection may take, with its handshake and greeting. 10 s.
+    /// How long it may take to make a connection, with its handshake and greeting. 10 s.
     pub connect: Duration,
     /// How long one request is served, whatever its asker would wait. 1 h.
     pub longest: Duration,

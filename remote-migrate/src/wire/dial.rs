@@ -87,7 +87,7 @@ impl Dial for UnixDial {
     }
 }
 
-/// To a daemon with this address, which must prove its name.
+/// To a daemon with this address, which must prove its name, and whose name must be on the allow-list.
 #[derive(Clone, Debug)]
 pub struct TlsDial {
     address: SocketAddr,

@@ -7,7 +7,7 @@ use remote_migrate::{ErrorKind, Owner};
 
 use crate::{
     ends::{Cut, Road},
-    rig::{Rig, Where},
+    rig::{Fails, Rig, Where},
 };
 
 /// How many bytes pass each way when nothing breaks.
@@ -30,6 +30,8 @@ async fn whole(bytewise: bool) -> (u64, u64) {
 /// What became of one story, for the count.
 #[derive(Default, Debug)]
 struct Ends {
+    /// By post-copy, whose stream breaks once.
+    post_copy: bool,
     stories: usize,
     moved: usize,
     kept: usize,
@@ -43,7 +45,12 @@ impl Ends {
         let rig = Rig::new();
         let road = Road::new(rig.destination(), cut, closes);
         let peer = road.peer();
-        let outcome = rig.migrate_over(&peer).await;
+        let outcome = if self.post_copy {
+            rig.fail(Fails::Drain);
+            rig.migrate_by_post_copy(&peer).await
+        } else {
+            rig.migrate_over(&peer).await
+        };
         let doubt = matches!(&outcome, Err(error) if error.kind() == ErrorKind::InDoubt);
         if closes {
             road.heal();
@@ -75,11 +82,15 @@ impl Ends {
     }
 }
 
-async fn cut_everywhere(heard: bool, closes: bool) {
+async fn cut_everywhere(heard: bool, closes: bool, mut ends: Ends) {
     let (up, down) = whole(false).await;
-    let mut ends = Ends::default();
+    // In post-copy there are two more questions.
+    let (up, down) = match ends.post_copy {
+        true => (up + up / 3, down + down / 3),
+        false => (up, down),
+    };
     // What nobody hears costs many beats each: there every third byte has to do.
-    let step = if heard { 1 } else { 3 };
+    let step = if heard && !ends.post_copy { 1 } else { 3 };
     for at in (0..=up).step_by(step) {
         let cut = Cut {
             up: at,
@@ -111,20 +122,29 @@ async fn a_migration_passes_byte_by_byte() {
 
 #[tokio::test(start_paused = true)]
 async fn a_link_cut_at_any_byte_and_dialled_again_ends_with_one_owner() {
-    cut_everywhere(true, false).await;
+    cut_everywhere(true, false, Ends::default()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_link_cut_at_any_byte_and_healed_later_ends_with_one_owner() {
-    cut_everywhere(true, true).await;
+    cut_everywhere(true, true, Ends::default()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_link_that_falls_silent_at_any_byte_and_is_dialled_again_ends_with_one_owner() {
-    cut_everywhere(false, false).await;
+    cut_everywhere(false, false, Ends::default()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_link_that_falls_silent_at_any_byte_and_heals_later_ends_with_one_owner() {
-    cut_everywhere(false, true).await;
+    cut_everywhere(false, true, Ends::default()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_cut_at_any_byte_of_post_copy_and_healed_later_ends_with_one_owner() {
+    let post_copy = Ends {
+        post_copy: true,
+        ..Ends::default()
+    };
+    cut_everywhere(true, true, post_copy).await;
 }

@@ -3,7 +3,11 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::{message::Call, message::Reply, phase::Side};
+use crate::{
+    message::{Call, Reply},
+    phase::Side,
+    wire::message::{Fault, FaultKind},
+};
 
 const BEAT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(15);
