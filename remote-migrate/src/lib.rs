@@ -145,7 +145,8 @@
 //!
 //! - One guest moves in one migration at a time; a second one is refused until the first is settled.
 //! - In post-copy the only complete guest is in two halves: if the host of either dies then, it is lost, and
-//!   the loss is named. A link that is lost costs time alone.
+//!   the loss is named. A link that is lost costs time alone. A start that the destination refuses then gives
+//!   the guest back only where the source's QEMU lets it run again.
 //! - At most 1024 migrations arrive at one [`Destination`] at a time. Cookies hold up to 256 KiB. Those of
 //!   the wire stand in [`wire`].
 //! - If the source's QEMU dies between its last byte and the hand-over, and nobody can prove that the guest

@@ -192,7 +192,7 @@ async fn keep(
     link: Link,
     identity: PeerIdentity,
 ) {
-    link.opened(&identity, connection.session().agreed());
+    let number = link.opened(&identity, connection.session().agreed());
     let mut waiting: Option<Waiting> = None;
     let error = loop {
         let idle = waiting.is_none();
@@ -214,9 +214,9 @@ async fn keep(
                 Ok(Event::Open | Event::Request { .. }) => {}
                 Err(error) => break error,
             },
-            () = given_up => return link.closed(None),
+            () = given_up => return link.closed(number, None),
             ask = inbox.recv(), if idle => {
-                let Some(ask) = ask else { return link.closed(None) };
+                let Some(ask) = ask else { return link.closed(number, None) };
                 match post(&mut connection, ask) {
                     Ok(posted) => waiting = Some(posted),
                     // It was never put on the stream, which is as good as before.
@@ -228,7 +228,7 @@ async fn keep(
         }
     };
     tracing::warn!(peer = %identity, why = %Reason::of(&error), "connection to migration peer lost");
-    link.closed(Some(Reason::of(&error)));
+    link.closed(number, Some(Reason::of(&error)));
     let fault = error.fault();
     if let Some(Waiting { reply, end }) = waiting {
         let sent = !connection.held_back(end);

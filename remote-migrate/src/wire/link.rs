@@ -17,6 +17,8 @@ pub struct Link(watch::Sender<LinkState>);
 pub struct LinkState {
     /// Whether a connection is open, with versions settled.
     pub up: bool,
+    /// How many connections were opened so far.
+    pub opened: u64,
     /// Who is at the other end, or was last.
     pub peer: Option<PeerIdentity>,
     /// What was settled with it.
@@ -40,13 +42,18 @@ impl Link {
         self.0.subscribe()
     }
 
-    pub(super) fn opened(&self, peer: &PeerIdentity, agreed: Option<&Agreed>) {
+    /// Another connection is open; its number is to be handed to [`Link::closed`].
+    pub(super) fn opened(&self, peer: &PeerIdentity, agreed: Option<&Agreed>) -> u64 {
+        let mut number = 0;
         self.0.send_modify(|state| {
+            state.opened += 1;
+            number = state.opened;
             state.up = true;
             state.peer = Some(peer.clone());
             state.agreed = agreed.cloned();
             state.lost = None;
         });
+        number
     }
 
     pub(super) fn measured(&self, clock: Option<ClockOffset>) {
@@ -59,10 +66,33 @@ impl Link {
         });
     }
 
-    pub(super) fn closed(&self, lost: Option<Reason>) {
-        self.0.send_modify(|state| {
-            state.up = false;
-            state.lost = lost;
+    /// The connection of this number is over, or one that was never open if it is 0. Says nothing of one
+    /// that was opened since.
+    pub(super) fn closed(&self, number: u64, lost: Option<Reason>) {
+        self.0.send_if_modified(|state| {
+            let last = state.opened == number;
+            if last {
+                state.up = false;
+                state.lost = lost;
+            }
+            last
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_old_connection_does_not_hide_the_new_one() {
+        let link = Link::new();
+        let peer = PeerIdentity::Vsock { cid: 3 };
+        let first = link.opened(&peer, None);
+        let second = link.opened(&peer, None);
+        link.closed(first, Some(Reason::new("late")));
+        assert!(link.watch().borrow().up && link.watch().borrow().lost.is_none());
+        link.closed(second, None);
+        assert!(!link.watch().borrow().up);
     }
 }

@@ -71,7 +71,11 @@ async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    let mut open = Open { link, lost: None };
+    let mut open = Open {
+        link,
+        number: 0,
+        lost: None,
+    };
     let mut serving: Option<Serving<'_>> = None;
     let error = loop {
         let answer = async {
@@ -82,7 +86,9 @@ where
         };
         tokio::select! {
             event = connection.event() => match event {
-                Ok(Event::Open) => link.opened(identity, connection.session().agreed()),
+                Ok(Event::Open) => {
+                    open.number = link.opened(identity, connection.session().agreed());
+                }
                 Ok(Event::Request { within, request }) => {
                     let deadline = Instant::now() + within.min(options.longest);
                     serving = Some(Box::pin(by_deadline(service, request, deadline)));
@@ -123,11 +129,12 @@ async fn by_deadline(service: &dyn Service, request: Request, deadline: Instant)
 /// Shows that the connection is over, also when serving it is dropped.
 struct Open<'a> {
     link: &'a Link,
+    number: u64,
     lost: Option<Reason>,
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.link.closed(self.lost.take());
+        self.link.closed(self.number, self.lost.take());
     }
 }

@@ -38,6 +38,11 @@ use super::{
 
 pub use error::SessionError;
 
+/// The first pings, which come at a sixteenth of a beat: the first of all shares the wire with the greeting,
+/// and a short migration must not depend on that one for its measure of the other clock. As NTP does at
+/// its start.
+const BURST: u64 = 8;
+
 /// What time it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -309,7 +314,11 @@ impl Session {
     fn beat(&mut self, now: Now) {
         self.pings += 1;
         self.pinged = Some(now);
-        self.next_ping = now.elapsed.saturating_add(self.terms.beat);
+        let pause = match self.pings {
+            0..=BURST => self.terms.beat / 16,
+            _ => self.terms.beat,
+        };
+        self.next_ping = now.elapsed.saturating_add(pause);
         self.out.push_back(Message::Ping { id: self.pings });
     }
 

@@ -305,8 +305,9 @@ fn a_frame_that_never_ends_is_told_from_silence() {
 fn two_peers_beat_for_ever_and_know_each_others_clock() {
     let mut here = session(Role::Asks);
     let mut there = session(Role::Answers);
-    for second in 0..60 {
-        let now = at(second);
+    for tick in 0..600_u64 {
+        let elapsed = Duration::from_millis(100 * tick);
+        let now = Now { elapsed, wall: 0 };
         // Their clock is seven seconds ahead, and a message takes no time.
         let later = Now {
             wall: 7_000_000_000,
@@ -330,7 +331,9 @@ fn two_peers_beat_for_ever_and_know_each_others_clock() {
     }
     assert_eq!(here.clock().unwrap().nanos, 7_000_000_000);
     assert_eq!(there.clock().unwrap().nanos, -7_000_000_000);
-    assert_eq!(here.pings, 12, "one at once, then one every five seconds");
+    // One at once and eight every 0.4 s (a sixteenth of five seconds, at ticks of 0.1 s), until 3.2 s; then
+    // one every five seconds.
+    assert_eq!(here.pings, 1 + BURST + 11);
 }
 
 #[test]
