@@ -4,6 +4,8 @@
 //! of these futures is like a crash of the daemon: the journal has all that matters, and [`recover`]
 //! goes on from it. A daemon runs them on a task of its own and lets its callers wait for that.
 
+mod outcome;
+
 use std::{error::Error as StdError, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
@@ -20,6 +22,8 @@ use crate::{
     source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
     verdict::Ruling,
 };
+
+use outcome::{Cause, Chains, Concluded, Trouble};
 
 /// Moves a guest to `peer`.
 ///
@@ -160,50 +164,6 @@ struct Nobody;
 impl Peer for Nobody {
     async fn ask(&self, _request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
         Err(PeerError::not_sent("an operator answers in its place"))
-    }
-}
-
-type Cause = Box<dyn StdError + Send + Sync>;
-
-/// The first thing that went wrong; what follows from it is not the cause.
-struct Trouble {
-    phase: Phase,
-    side: Side,
-    kind: ErrorKind,
-    cause: Option<Cause>,
-}
-
-/// What went wrong first on each side, with all its causes, in the words of that side.
-#[derive(Default)]
-struct Chains {
-    source: Option<Reason>,
-    destination: Option<Reason>,
-}
-
-struct Concluded {
-    report: Report,
-    trouble: Option<Trouble>,
-    chains: Chains,
-}
-
-impl Concluded {
-    fn moved(self) -> Result<Report, Error> {
-        let report = self.report;
-        if report.owner == Owner::Destination {
-            return Ok(report);
-        }
-        let trouble = self
-            .trouble
-            .expect("a guest stays only because something went wrong");
-        let at = (trouble.side, trouble.phase);
-        let Chains {
-            source,
-            destination,
-        } = self.chains;
-        Err(Error::new(report.migration, at, trouble.kind, report.owner)
-            .settled(report.settled)
-            .chains(source, destination)
-            .cause(trouble.cause))
     }
 }
 

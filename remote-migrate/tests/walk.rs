@@ -265,7 +265,7 @@ fn ending_the_source_before_the_destination_has_all_is_found() {
 }
 
 #[test]
-#[ignore = "minutes: over two million states, for a change of the machines"]
+#[ignore = "minutes: over four million states, for a change of the machines"]
 fn the_law_holds_to_a_wider_bound() {
     let states: usize = [
         (
