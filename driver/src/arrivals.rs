@@ -215,7 +215,10 @@ impl DestinationHost for Arrivals {
     async fn load(&self, step: Step) -> Result<Load, HostError> {
         loop {
             match self.look(step).await.map_err(HostError::new)? {
-                CopyState::Complete | CopyState::Started => return Ok(Load::Complete),
+                CopyState::Complete
+                | CopyState::Switched
+                | CopyState::Started
+                | CopyState::Partial => return Ok(Load::Complete),
                 CopyState::Gone(_) => {
                     return Ok(Load::Failed(
                         "the QEMU that took the guest is gone".to_owned().into(),

@@ -38,6 +38,7 @@ pub struct Progress {
 pub struct Control {
     state: watch::Sender<State>,
     progress: watch::Sender<Progress>,
+    post_copy: watch::Sender<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,21 @@ impl Control {
         Self {
             state: watch::Sender::new(State::Open),
             progress: watch::Sender::new(progress),
+            post_copy: watch::Sender::new(false),
         }
+    }
+
+    /// Asks the migration to turn to post-copy, now or as soon as memory moves: the guest then runs at the
+    /// destination before all of it is there, and there is no way back. Where it is not possible any more,
+    /// or the host has none, the migration goes on as it was or fails as any step does.
+    pub fn post_copy(&self) {
+        self.post_copy.send_replace(true);
+    }
+
+    pub(crate) async fn post_copy_wanted(&self) {
+        let mut wanted = self.post_copy.subscribe();
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = wanted.wait_for(|wanted| *wanted).await;
     }
 
     /// Asks the migration to turn back. `Ok` means that it will not pass the point of return, as long as

@@ -9,6 +9,7 @@
 //!              │        the guest is the     │
 //!              │        destination's now    └ never ran ─► Record(Refused) ─► Reply(Refused)
 //!              └ failed ─► Record(Refused) ─► Discard ─► Reply(Refused)
+//!  Resume  ─► Inspect ─► Resume ─► Reply(Prepared)       post-copy, while memory is missing
 //!  Confirm ─► Inspect ─► verdict ─► (Discard) ─► Forget ─► Reply(Closed)
 //! ```
 //!
@@ -17,7 +18,8 @@
 //! 2. A refusal is answered only when it is in the journal; from then on this copy never starts, unless
 //!    the source has lost its own and gives this one away for good.
 //! 3. A copy that may be complete is discarded only when the source is known to own the guest.
-//! 4. What was answered once is answered again, until the source has confirmed.
+//! 4. A copy that was started while memory was missing is discarded only when the source has lost the rest.
+//! 5. What was answered once is answered again, until the source has confirmed.
 
 mod step;
 
@@ -65,6 +67,7 @@ enum At {
         job: Job,
         first: bool,
     },
+    Resuming,
     Inspecting(Job),
     /// With a last word the migration is forgotten next; without one its record stays.
     Discarding {
@@ -137,6 +140,7 @@ impl DestinationMachine {
             At::Preparing(guest) => DestinationAction::Prepare(guest.clone()),
             At::Loading(_) => DestinationAction::Load,
             At::Starting { .. } => DestinationAction::Start(self.known().run),
+            At::Resuming => DestinationAction::Resume,
             At::Inspecting(_) => DestinationAction::Inspect,
             At::Discarding { .. } => DestinationAction::Discard,
             At::Forgetting { .. } => DestinationAction::Forget,
@@ -171,6 +175,11 @@ impl DestinationMachine {
                 self.advance(Stage::Prepared, Job::Serve(Call::Prepare(guest)));
             }
             (At::Preparing(guest), In::PrepareFailed(why)) => self.unprepare(guest, why),
+
+            (At::Resuming, In::Prepared(prepared)) => {
+                self.at = At::Replying(Reply::Prepared(prepared));
+            }
+            (At::Resuming, In::PrepareFailed(why)) => self.at = At::Replying(Reply::Busy(why)),
 
             (At::Loading(job), In::Loaded) => self.advance(Stage::Starting, job),
             (At::Loading(job), In::Loading) => self.postpone(job, "still loading"),
@@ -323,7 +332,7 @@ impl DestinationMachine {
                 _ => Reply::Refused(Reason::new("the migration is over")),
             }),
             Job::Serve(Call::Finish) => At::Replying(last.unwrap_or(Reply::Unknown)),
-            Job::Serve(Call::Status(_)) => At::Replying(Reply::Unknown),
+            Job::Serve(Call::Status(_) | Call::Resume) => At::Replying(Reply::Unknown),
             Job::Serve(Call::Confirm(Fate::Keep)) => At::Replying(match last {
                 Some(Reply::Lost) => Reply::Lost,
                 // A stray prepare may have been refused since, because the guest lives here.
@@ -343,7 +352,11 @@ impl DestinationMachine {
     fn inspected(&mut self, job: Job, copy: CopyState) {
         let stage = self.known().stage.clone();
         let heard = match &job {
-            Job::Serve(Call::Status(_)) => {
+            Job::Serve(Call::Resume) if stage == Stage::Owned && copy == CopyState::Partial => {
+                self.at = At::Resuming;
+                return;
+            }
+            Job::Serve(Call::Status(_) | Call::Resume) => {
                 self.at = At::Replying(Reply::Status(stage.status(copy)));
                 return;
             }
@@ -397,7 +410,7 @@ impl DestinationMachine {
     /// The daemon here wants out: possible while the copy is not complete. It may become so any moment,
     /// so it is refused now, and discarded when the source is known to have the guest.
     fn cancel(&mut self, job: Job, copy: CopyState) {
-        if matches!(copy, CopyState::Complete | CopyState::Started) {
+        if !matches!(copy, CopyState::Incoming | CopyState::Gone(_)) {
             self.at = At::Ending(DestinationEnd::TooLate(Phase::Perform));
             return;
         }

@@ -4,6 +4,8 @@
 //! of these futures is like a crash of the daemon: the journal has all that matters, and [`recover`]
 //! goes on from it. A daemon runs them on a task of its own and lets its callers wait for that.
 
+mod outcome;
+
 use std::{error::Error as StdError, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
@@ -13,13 +15,15 @@ use crate::{
     error::{Error, ErrorKind},
     host::{SourceHost, Step},
     journal::{Journal, Record, SourceRecord, SourceStage},
-    message::{Answer, Call, Reply, Request},
+    message::{Answer, Call, Prepared, Reply, Request},
     peer::{self, Effect, Peer, PeerError},
-    phase::{Epoch, MigrationId, Owner, Phase, RunState, Side},
+    phase::{Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
     plan::{Limits, Plan, Report},
     source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
     verdict::Ruling,
 };
+
+use outcome::{Cause, Chains, Concluded, Trouble};
 
 /// Moves a guest to `peer`.
 ///
@@ -163,37 +167,6 @@ impl Peer for Nobody {
     }
 }
 
-type Cause = Box<dyn StdError + Send + Sync>;
-
-/// The first thing that went wrong; what follows from it is not the cause.
-struct Trouble {
-    phase: Phase,
-    side: Side,
-    kind: ErrorKind,
-    cause: Option<Cause>,
-}
-
-struct Concluded {
-    report: Report,
-    trouble: Option<Trouble>,
-}
-
-impl Concluded {
-    fn moved(self) -> Result<Report, Error> {
-        let report = self.report;
-        if report.owner == Owner::Destination {
-            return Ok(report);
-        }
-        let trouble = self
-            .trouble
-            .expect("a guest stays only because something went wrong");
-        let at = (trouble.side, trouble.phase);
-        Err(Error::new(report.migration, at, trouble.kind, report.owner)
-            .settled(report.settled)
-            .cause(trouble.cause))
-    }
-}
-
 struct Drive<'a> {
     machine: SourceMachine,
     limits: Limits,
@@ -206,6 +179,7 @@ struct Drive<'a> {
     patience: Option<Instant>,
     turned_back: bool,
     trouble: Option<Trouble>,
+    chains: Chains,
 }
 
 impl<'a> Drive<'a> {
@@ -228,6 +202,7 @@ impl<'a> Drive<'a> {
             patience: None,
             turned_back: false,
             trouble: None,
+            chains: Chains::default(),
         }
     }
 
@@ -272,8 +247,11 @@ impl<'a> Drive<'a> {
         Some(match action {
             // A write is never abandoned: what is on disk must be known.
             SourceAction::Record(record) => {
-                let offers = record.stage == SourceStage::HandingOver;
-                if offers && !control.shut(Phase::Finish) && !self.turned_back {
+                let last = matches!(
+                    record.stage,
+                    SourceStage::Switching | SourceStage::HandingOver
+                );
+                if last && !control.shut(record.stage.phase()) && !self.turned_back {
                     return None;
                 }
                 self.record(record).await
@@ -309,8 +287,18 @@ impl<'a> Drive<'a> {
                         Ok(()) => In::Performed,
                         Err(cause) => self.host_failed(cause, In::PerformFailed),
                     },
+                    () = control.post_copy_wanted() => In::Switch,
                 }
             }
+            SourceAction::Switch(to) => {
+                let step = self.step(self.limits.confirm);
+                match on_time(step.deadline, self.host.switch(step, &to)).await {
+                    Ok(()) => In::Switched,
+                    Err(cause) => self.host_failed(cause, In::SwitchFailed),
+                }
+            }
+            SourceAction::Drain => self.drain(None).await,
+            SourceAction::Resume(to) => self.drain(Some(&to)).await,
             SourceAction::Inspect => {
                 let step = self.step(self.limits.look);
                 match on_time(step.deadline, self.host.inspect(step)).await {
@@ -331,11 +319,22 @@ impl<'a> Drive<'a> {
         })
     }
 
+    async fn drain(&mut self, to: Option<&Prepared>) -> SourceInput {
+        let step = self.step(self.limits.perform);
+        let meter = self.control.meter();
+        let host = self.host;
+        match on_time(step.deadline, host.drain(step, to, &meter)).await {
+            Ok(()) => SourceInput::Drained,
+            Err(cause) => self.host_failed(cause, SourceInput::DrainFailed),
+        }
+    }
+
     async fn record(&mut self, record: SourceRecord) -> SourceInput {
         let deadline = Instant::now() + self.limits.look;
         match on_time(deadline, self.journal.store(&Record::Source(record))).await {
             Ok(()) => SourceInput::Recorded,
             Err(cause) => {
+                self.chain(&*cause);
                 self.note(Side::Source, ErrorKind::Journal, Some(cause));
                 SourceInput::RecordFailed
             }
@@ -348,6 +347,7 @@ impl<'a> Drive<'a> {
         match on_time(deadline, self.journal.remove(id, Side::Source)).await {
             Ok(()) => SourceInput::Forgotten,
             Err(cause) => {
+                self.chain(&*cause);
                 self.note(Side::Source, ErrorKind::Journal, Some(cause));
                 SourceInput::ForgetFailed
             }
@@ -366,7 +366,14 @@ impl<'a> Drive<'a> {
 
     fn answered(&mut self, answer: Result<Answer, PeerError>) -> SourceInput {
         match answer {
-            Ok(Answer { reply, .. }) => {
+            Ok(Answer { reply, trouble, .. }) => {
+                let told = trouble.or_else(|| match &reply {
+                    Reply::Refused(why) | Reply::Busy(why) => Some(why.clone()),
+                    _ => None,
+                });
+                if self.chains.destination.is_none() {
+                    self.chains.destination = told;
+                }
                 let why = match &reply {
                     Reply::Refused(why) => Some((ErrorKind::Refused, Some(why))),
                     Reply::Busy(why) => Some((ErrorKind::Silent, Some(why))),
@@ -382,6 +389,7 @@ impl<'a> Drive<'a> {
             }
             Err(error) => {
                 let sent = error.effect() == Effect::Unknown;
+                self.chain(&error);
                 self.note(Side::Destination, ErrorKind::Silent, Some(error.into()));
                 SourceInput::Silent { sent }
             }
@@ -389,8 +397,14 @@ impl<'a> Drive<'a> {
     }
 
     fn host_failed(&mut self, cause: Cause, input: SourceInput) -> SourceInput {
+        self.chain(&*cause);
         self.note(Side::Source, ErrorKind::Host, Some(cause));
         input
+    }
+
+    /// Keeps the first thing that went wrong as this side saw it.
+    fn chain(&mut self, error: &(dyn StdError + 'static)) {
+        self.chains.source.get_or_insert_with(|| Reason::of(error));
     }
 
     fn note(&mut self, side: Side, kind: ErrorKind, cause: Option<Cause>) {
@@ -428,6 +442,7 @@ impl<'a> Drive<'a> {
                 return Ok(Concluded {
                     report,
                     trouble: self.trouble,
+                    chains: self.chains,
                 });
             }
         };
@@ -437,6 +452,7 @@ impl<'a> Drive<'a> {
         };
         Err(Error::new(migration, (side, phase), kind, end.owner)
             .settled(end.settled)
+            .chains(self.chains.source, self.chains.destination)
             .cause(cause))
     }
 
@@ -457,6 +473,7 @@ impl<'a> Drive<'a> {
             Call::Prepare(_) => self.limits.prepare,
             Call::Finish => self.limits.finish,
             Call::Confirm(_) => self.limits.confirm,
+            Call::Resume => self.limits.prepare,
             Call::Status(_) => self.limits.look,
         }
     }

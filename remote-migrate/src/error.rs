@@ -4,7 +4,7 @@
 
 use std::{error::Error as StdError, fmt};
 
-use crate::phase::{MigrationId, Owner, Phase, Side};
+use crate::phase::{MigrationId, Owner, Phase, Reason, Side};
 
 /// A migration that did not end with the guest at the destination.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ struct Inner {
     kind: ErrorKind,
     owner: Owner,
     settled: bool,
+    /// By side: source, destination.
+    chains: [Option<Reason>; 2],
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -82,6 +84,7 @@ impl Error {
             kind,
             owner,
             settled: true,
+            chains: [None, None],
             cause: None,
         };
         Self(Box::new(inner))
@@ -89,6 +92,11 @@ impl Error {
 
     pub(crate) fn settled(mut self, settled: bool) -> Self {
         self.0.settled = settled;
+        self
+    }
+
+    pub(crate) fn chains(mut self, source: Option<Reason>, destination: Option<Reason>) -> Self {
+        self.0.chains = [source, destination];
         self
     }
 
@@ -136,6 +144,13 @@ impl Error {
         }
     }
 
+    /// What went wrong first on this side, with all its causes, in the words of that side. Also where it
+    /// only followed from what went wrong on the other: a QEMU that lost its stream, and one that said why.
+    #[must_use]
+    pub fn chain(&self, side: Side) -> Option<&Reason> {
+        self.0.chains[usize::from(side == Side::Destination)].as_ref()
+    }
+
     /// Who owns the guest now, as far as this side knows.
     #[must_use]
     pub fn owner_now(&self) -> Owner {
@@ -171,7 +186,18 @@ impl fmt::Display for Error {
             "migrate {}: {what} ({} phase, {} side), guest's owner is now: {}",
             self.0.migration, self.0.phase, self.0.side, self.0.owner
         )?;
-        f.write_str(if self.0.settled { "" } else { ", not settled" })
+        f.write_str(if self.0.settled { "" } else { ", not settled" })?;
+        // What went wrong on the side of the cause is the cause, which `source` tells.
+        let other = match self.0.side {
+            Side::Source => Side::Destination,
+            Side::Destination => Side::Source,
+        };
+        let cause = self.0.cause.as_ref().map(|cause| Reason::of(&**cause));
+        match self.chain(other) {
+            chain if chain == cause.as_ref() => Ok(()),
+            Some(chain) => write!(f, "; the {other} says: {chain}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -78,6 +78,43 @@ pub trait SourceHost: Send + Sync {
     /// May be dropped at any time, as cancel does; QEMU may go on sending until `confirm(Kept)` ends it.
     async fn perform(&self, step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError>;
 
+    /// Turns a migration under way to post-copy: `Ok` means that the guest is stopped here for good and the
+    /// destination has all it needs to start it; the rest of the memory follows while it runs there.
+    ///
+    /// Called in place of a `perform` that was dropped, after the journal says so; if that one did not come
+    /// to begin it, this one does. If all has moved meanwhile, that is as good.
+    ///
+    /// # Errors
+    ///
+    /// Not done, or not for certain. A guest that post-copy has stopped is never resumed but by
+    /// `confirm(Kept)`, which comes only after the destination has refused it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at its deadline alone; `inspect` follows.
+    async fn switch(&self, _step: Step, _to: &Prepared) -> Result<(), HostError> {
+        Err(HostError::new("this host has no post-copy"))
+    }
+
+    /// Sends the rest of the memory, and waits until all is sent and acknowledged. With `to` the stream
+    /// broke, and goes on over a new one.
+    ///
+    /// # Errors
+    ///
+    /// The stream is broken; the half that is here is kept.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; QEMU goes on sending.
+    async fn drain(
+        &self,
+        _step: Step,
+        _to: Option<&Prepared>,
+        _meter: &Meter,
+    ) -> Result<(), HostError> {
+        Err(HostError::new("this host has no post-copy"))
+    }
+
     /// Ends the migration here: as [`Outcome`] says, from any state, also if nothing was begun.
     ///
     /// With `Kept` a migration still under way is cancelled first, and the guest runs again if it ran.
@@ -91,7 +128,7 @@ pub trait SourceHost: Send + Sync {
     /// May be dropped at any time; it is called again.
     async fn confirm(&self, step: Step, outcome: Outcome) -> Result<(), HostError>;
 
-    /// Looks at the guest, as it is now.
+    /// Looks at the guest, as it is now. One that QEMU will never let run again is `Gone(Ran::Never)`.
     ///
     /// # Errors
     ///
@@ -129,6 +166,19 @@ pub trait DestinationHost: Send + Sync {
     /// Cancel safe: nothing changes.
     async fn load(&self, step: Step) -> Result<Load, HostError>;
 
+    /// Says where the source sends the rest of the memory after the stream of post-copy broke.
+    ///
+    /// # Errors
+    ///
+    /// Not now; it is asked again.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time; it is called again.
+    async fn resume(&self, _step: Step) -> Result<Prepared, HostError> {
+        Err(HostError::new("this host has no post-copy"))
+    }
+
     /// Makes the loaded copy the guest, and lets it run if `run` says so.
     ///
     /// # Errors
@@ -140,6 +190,16 @@ pub trait DestinationHost: Send + Sync {
     ///
     /// May be dropped at any time, which counts as [`Ran::Maybe`]; `inspect` follows.
     async fn start(&self, step: Step, run: RunState) -> Result<(), StartError>;
+
+    /// Why the copy came to nothing, in the words of its QEMU, if it did. Asked before it is discarded, and
+    /// told to the source, whose own QEMU often knows only that the stream broke.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing changes.
+    async fn trouble(&self, _step: Step) -> Option<Reason> {
+        None
+    }
 
     /// Ends the copy that this migration made, and clears its remains. Nothing to end is success.
     ///
@@ -171,7 +231,7 @@ pub trait DestinationHost: Send + Sync {
     reason = "loading is under way, done, or failed"
 )]
 pub enum Load {
-    /// All is there, and the copy is stopped.
+    /// All is there, or in post-copy all that is needed to start it; the copy is stopped.
     Complete,
     /// The deadline came first.
     Loading,

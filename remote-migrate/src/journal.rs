@@ -5,7 +5,9 @@
 //! | side | stage | is on disk before |
 //! |---|---|---|
 //! | source | `HandingOver` | `Finish` is sent: from here on the source may not resume by itself |
+//! | source | `Switching` | post-copy begins: from here on a guest that is stopped is not resumed |
 //! | source | `Kept` | the guest is resumed |
+//! | source | `PostCopy` | the source serves the rest of the memory: its copy is needed and is not the guest |
 //! | source | `Released` | the source's copy is killed |
 //! | destination | `Prepared` | `Prepare` is answered, so that "unknown" later means a lost journal |
 //! | destination | `Starting` | the guest is started: from here on it belongs to the destination |
@@ -119,8 +121,13 @@ pub enum SourceStage {
     Prepare,
     /// Memory is moving, or has moved; the source owns the guest.
     Perform,
+    /// Post-copy may have begun: the guest is stopped then, and its memory is in two halves. It was not
+    /// offered yet.
+    Switching,
     /// `Finish` may have been sent: the destination may own the guest.
     HandingOver,
+    /// The destination owns the guest, and may need memory that is here still.
+    PostCopy,
     /// The source keeps the guest, for good.
     Kept {
         /// Whether the destination must still be told.
@@ -142,8 +149,8 @@ impl SourceStage {
         match self {
             Self::Begin => Phase::Begin,
             Self::Prepare => Phase::Prepare,
-            Self::Perform => Phase::Perform,
-            Self::HandingOver => Phase::Finish,
+            Self::Perform | Self::Switching => Phase::Perform,
+            Self::HandingOver | Self::PostCopy => Phase::Finish,
             Self::Kept { .. } | Self::Released | Self::Lost { .. } => Phase::Confirm,
         }
     }
@@ -152,9 +159,11 @@ impl SourceStage {
     #[must_use]
     pub fn owner(&self) -> Owner {
         match self {
-            Self::Begin | Self::Prepare | Self::Perform | Self::Kept { .. } => Owner::Source,
+            Self::Begin | Self::Prepare | Self::Perform | Self::Switching | Self::Kept { .. } => {
+                Owner::Source
+            }
             Self::HandingOver => Owner::InDoubt,
-            Self::Released => Owner::Destination,
+            Self::PostCopy | Self::Released => Owner::Destination,
             Self::Lost { .. } => Owner::Nobody,
         }
     }

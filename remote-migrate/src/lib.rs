@@ -33,7 +33,32 @@
 //!
 //! What decides is pure: [`source`], [`destination`] and [`verdict`] are plain values and functions that
 //! `tests/walk.rs` explores exhaustively, with crashes, lost and stray messages, failing disks and killed
-//! guests. What waits is thin: [`migrate`] drives one side, [`Destination`] serves the other.
+//! guests. What waits is thin: [`migrate`] drives one side, [`Destination`] serves the other. Between two
+//! daemons stand [`wire::WirePeer`] and [`wire::serve_connection`].
+//!
+//! # Post-copy
+//!
+//! [`Control::post_copy`] turns a migration to post-copy: the guest changes hands before its memory has.
+//!
+//! ```text
+//!            source                                    destination
+//!  Perform   moves memory
+//!            journal: switching; stops the guest
+//!  ─ ─ ─ ─ ─ the point of return ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─
+//!            journal: handing over
+//!  Finish    ───────────── Finish ──────────────────►  can it run? journal: mine; starts the guest
+//!            ◄──────────── owned ───────────────────
+//!            journal: post-copy
+//!            sends the rest of the memory  ═════════►  runs, and waits for what it touches
+//!            ───────────── Status ──────────────────►  all there?
+//!            ◄──────────── started, or partial ─────
+//!            journal: released
+//!  Confirm   as above
+//! ```
+//!
+//! If the stream breaks, `Resume` asks where to send the rest, and both halves are kept until it is sent.
+//! Only the destination's word that all is there ends the source's half: a source's QEMU says `completed`
+//! of what its destination never had.
 //!
 //! # Example
 //!
@@ -119,16 +144,19 @@
 //! # Limits
 //!
 //! - One guest moves in one migration at a time; a second one is refused until the first is settled.
-//! - Ownership changes at the switchover. Post-copy, where the guest runs at the destination before all
-//!   is there, needs the hand-over before the memory, and is not here yet.
-//! - At most 1024 migrations arrive at one [`Destination`] at a time. Cookies hold up to 256 KiB.
+//! - In post-copy the only complete guest is in two halves: if the host of either dies then, it is lost, and
+//!   the loss is named. A link that is lost costs time alone. A start that the destination refuses then gives
+//!   the guest back only where the source's QEMU lets it run again.
+//! - At most 1024 migrations arrive at one [`Destination`] at a time. Cookies hold up to 256 KiB. Those of
+//!   the wire stand in [`wire`].
 //! - If the source's QEMU dies between its last byte and the hand-over, and nobody can prove that the guest
 //!   did not run on there, a person decides: the other copy may be older than the disk.
 //!
 //! # What this crate does not know
 //!
 //! QEMU, disks, networks, domains and jobs: what a step means locally is behind [`SourceHost`] and
-//! [`DestinationHost`]. How a request travels, and who may send one, is behind [`Peer`] and [`Service`].
+//! [`DestinationHost`]. How a request travels, and who may send one, is behind [`Peer`] and [`Service`]:
+//! [`wire`] is one such way, and the phases know nothing of it.
 //! Where records lie is behind [`Journal`]. It knows none of its sibling crates.
 
 #![cfg_attr(
@@ -149,6 +177,7 @@ mod plan;
 mod serve;
 pub mod source;
 pub mod verdict;
+pub mod wire;
 
 pub use control::{Control, Meter, Progress, Transfer};
 pub use drive::{migrate, recover, resolve};

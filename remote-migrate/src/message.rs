@@ -1,4 +1,4 @@
-//! What the two sides say to each other: four requests and the replies to them.
+//! What the two sides say to each other: five requests and the replies to them.
 //!
 //! These are values, not bytes: how they are framed, and over what, is the business of whoever
 //! implements [`Peer`](crate::Peer). Every request may arrive late, twice or never, and every reply
@@ -36,6 +36,8 @@ pub enum Call {
     Prepare(Guest),
     /// Take the guest: it is yours once you say so. The one message that gives ownership away.
     Finish,
+    /// The stream of post-copy broke: say where to send the rest of the memory.
+    Resume,
     /// It is decided; this becomes of your copy, and the migration may be forgotten.
     Confirm(Fate),
     /// How does it stand with you, as this side of it? Decides nothing; either side may ask at any time.
@@ -82,6 +84,10 @@ pub struct Answer {
     pub epoch: Epoch,
     /// What is said.
     pub reply: Reply,
+    /// What went wrong first on the side that answers, with all its causes. For people: nothing is decided
+    /// by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Reason>,
 }
 
 /// What can be answered.
@@ -92,7 +98,7 @@ pub struct Answer {
     reason = "a new reply is a new version of the protocol"
 )]
 pub enum Reply {
-    /// To `Prepare`: connect there.
+    /// To `Prepare` or `Resume`: connect there.
     Prepared(Prepared),
     /// To `Prepare` or `Finish`: no, and never; this copy has not run and will not.
     Refused(Reason),
@@ -141,10 +147,7 @@ impl Status {
 /// What the destination has of the guest at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "a copy is in one of these four states"
-)]
+#[expect(clippy::exhaustive_enums, reason = "a copy is in one of these states")]
 pub enum CopyState {
     /// No QEMU, or one that gave up; what is known of its past stands beside it.
     Gone(Ran),
@@ -152,8 +155,12 @@ pub enum CopyState {
     Incoming,
     /// Its own QEMU says that all was loaded; it has not run.
     Complete,
-    /// It was started. Also when the guest was paused afterwards.
+    /// Post-copy: it has what it needs to be started, and has not run; memory is missing.
+    Switched,
+    /// It was started, and all of its memory is here. Also when the guest was paused afterwards.
     Started,
+    /// Post-copy: it was started, and memory is missing.
+    Partial,
 }
 
 /// Whether a copy that is gone ran, as the host can prove.

@@ -164,7 +164,7 @@ pub enum RunState {
 pub struct Cookie(Arc<str>);
 
 impl Cookie {
-    /// The most a cookie may hold: a quarter of the MiB that one message between daemons may take.
+    /// The most a cookie may hold: escaped at worst, it still fits into one message between daemons.
     pub const MAX: usize = 256 * 1024;
 
     /// A cookie with this text.

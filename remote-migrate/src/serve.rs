@@ -56,7 +56,8 @@ struct Inner {
 }
 
 enum Outcome {
-    Reply(Reply),
+    /// With what went wrong here so far.
+    Reply(Reply, Option<Reason>),
     End(DestinationEnd, Standing),
 }
 
@@ -158,7 +159,7 @@ impl Destination {
             )),
             Ok(Outcome::End(DestinationEnd::Conflict, _)) => Err(in_doubt(ErrorKind::Conflict)),
             Ok(Outcome::End(_, standing)) => Ok(standing),
-            Ok(Outcome::Reply(_)) => unreachable!("only a request is replied to"),
+            Ok(Outcome::Reply(..)) => unreachable!("only a request is replied to"),
             Err((kind, why)) => Err(in_doubt(kind).cause(Some(why.as_str().into()))),
         }
     }
@@ -186,22 +187,23 @@ impl Service for Destination {
         let Request {
             migration, epoch, ..
         } = request;
-        let reply = if matches!(request.call, Call::Status(Side::Source)) {
-            self.inner.source_status(migration).await
+        let (reply, trouble) = if matches!(request.call, Call::Status(Side::Source)) {
+            (self.inner.source_status(migration).await, None)
         } else {
             match self
                 .spawn(migration, DestinationInput::Request(request), deadline)
                 .await
             {
-                Ok(Outcome::Reply(reply)) => reply,
+                Ok(Outcome::Reply(reply, trouble)) => (reply, trouble),
                 Ok(Outcome::End(..)) => unreachable!("a request ends with a reply"),
-                Err((_, why)) => Reply::Busy(why),
+                Err((_, why)) => (Reply::Busy(why), None),
             }
         };
         Answer {
             migration,
             epoch,
             reply,
+            trouble,
         }
     }
 }
@@ -248,13 +250,13 @@ impl Inner {
         input: DestinationInput,
         deadline: Instant,
     ) -> Result<Outcome, (ErrorKind, Reason)> {
-        let mut place = timeout_at(deadline, place.lock()).await.map_err(|_| {
+        let mut seat = timeout_at(deadline, place.lock()).await.map_err(|_| {
             (
                 ErrorKind::Host,
                 Reason::new("an earlier request is still served"),
             )
         })?;
-        let mut machine = match place.take() {
+        let mut machine = match seat.machine.take() {
             Some(machine) => machine,
             None => DestinationMachine::new(migration, self.load(migration).await?),
         };
@@ -263,13 +265,14 @@ impl Inner {
             _ => None,
         };
         let outcome = match refused {
-            Some(reply) => Outcome::Reply(reply),
+            Some(reply) => Outcome::Reply(reply, None),
             None => {
                 machine.on(input);
-                self.execute(&mut machine, deadline).await
+                self.execute(&mut machine, &mut seat.trouble, deadline)
+                    .await
             }
         };
-        *place = Some(machine);
+        seat.machine = Some(machine);
         Ok(outcome)
     }
 
@@ -299,12 +302,17 @@ impl Inner {
     }
 
     /// Does what the machine says until it has an answer.
-    async fn execute(&self, machine: &mut DestinationMachine, deadline: Instant) -> Outcome {
+    async fn execute(
+        &self,
+        machine: &mut DestinationMachine,
+        trouble: &mut Option<Reason>,
+        deadline: Instant,
+    ) -> Outcome {
         loop {
             let input = match machine.action() {
                 DestinationAction::Reply(reply) => {
                     machine.on(DestinationInput::Replied);
-                    return Outcome::Reply(reply);
+                    return Outcome::Reply(reply, trouble.clone());
                 }
                 DestinationAction::Done(end) => {
                     machine.on(DestinationInput::Replied);
@@ -312,7 +320,7 @@ impl Inner {
                     let settled = end == DestinationEnd::Settled;
                     return Outcome::End(end, Standing { owner, settled });
                 }
-                action => self.act(action, machine, deadline).await,
+                action => self.act(action, machine, trouble, deadline).await,
             };
             machine.on(input);
         }
@@ -322,6 +330,7 @@ impl Inner {
         &self,
         action: DestinationAction,
         machine: &DestinationMachine,
+        trouble: &mut Option<Reason>,
         deadline: Instant,
     ) -> DestinationInput {
         use DestinationInput as In;
@@ -329,8 +338,9 @@ impl Inner {
         let domain = machine.record().map_or(Uuid::nil(), |record| record.domain);
         let now = Step::new(migration, domain, deadline);
         let upkeep = Step::new(migration, domain, Instant::now() + UPKEEP);
-        let note = |what: &'static str, why: &Reason| {
+        let mut note = |what: &'static str, why: &Reason| {
             tracing::warn!(%migration, %domain, %why, "{what}");
+            trouble.get_or_insert_with(|| why.clone());
         };
         match action {
             DestinationAction::Record(record) => {
@@ -346,12 +356,27 @@ impl Inner {
             DestinationAction::Prepare(guest) => {
                 match on_time(deadline, self.host.prepare(now, &guest)).await {
                     Ok(prepared) => In::Prepared(prepared),
-                    Err(cause) => In::PrepareFailed(Reason::of(&*cause)),
+                    Err(cause) => {
+                        let why = Reason::of(&*cause);
+                        note("copy was not prepared", &why);
+                        In::PrepareFailed(why)
+                    }
                 }
             }
+            DestinationAction::Resume => match on_time(deadline, self.host.resume(now)).await {
+                Ok(prepared) => In::Prepared(prepared),
+                Err(cause) => {
+                    let why = Reason::of(&*cause);
+                    note("post-copy was not taken up again", &why);
+                    In::PrepareFailed(why)
+                }
+            },
             DestinationAction::Load => match on_time(deadline, self.host.load(now)).await {
                 Ok(Load::Complete) => In::Loaded,
-                Ok(Load::Failed(why)) => In::LoadFailed(why),
+                Ok(Load::Failed(why)) => {
+                    note("copy will not be complete", &why);
+                    In::LoadFailed(why)
+                }
                 Ok(Load::Loading) => In::Loading,
                 Err(cause) => {
                     note("loading guest cannot be seen", &Reason::of(&*cause));
@@ -359,17 +384,13 @@ impl Inner {
                 }
             },
             DestinationAction::Start(run) => {
-                match timeout_at(deadline, self.host.start(now, run)).await {
-                    Ok(Ok(())) => In::Started,
-                    Ok(Err(error)) => In::StartFailed {
-                        ran: error.ran,
-                        why: Reason::of(&error),
-                    },
-                    Err(late) => In::StartFailed {
-                        ran: Ran::Maybe,
-                        why: Reason::of(&late),
-                    },
-                }
+                let (ran, why) = match timeout_at(deadline, self.host.start(now, run)).await {
+                    Ok(Ok(())) => return In::Started,
+                    Ok(Err(error)) => (error.ran, Reason::of(&error)),
+                    Err(late) => (Ran::Maybe, Reason::of(&late)),
+                };
+                note("guest was not started", &why);
+                In::StartFailed { ran, why }
             }
             DestinationAction::Inspect => {
                 match on_time(upkeep.deadline, self.host.inspect(upkeep)).await {
@@ -381,6 +402,10 @@ impl Inner {
                 }
             }
             DestinationAction::Discard => {
+                let told = timeout_at(upkeep.deadline, self.host.trouble(upkeep));
+                if let Ok(Some(why)) = told.await {
+                    note("copy came to nothing", &why);
+                }
                 match on_time(upkeep.deadline, self.host.discard(upkeep)).await {
                     Ok(()) => In::Discarded,
                     Err(cause) => {

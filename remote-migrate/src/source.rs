@@ -13,13 +13,22 @@
 //!       ▼                                        ▼
 //!  Record(Kept) → Confirm(Kept)            Record(Released) → Confirm(Released)
 //!       └──► Ask(Confirm Discard) → Forget       └──► Ask(Confirm Keep) → Forget
+//!
+//!  Perform → Record(Switching) → Switch → Record(HandingOver) → Ask(Finish) → Record(PostCopy)
+//!             the point of return                                                   │
+//!                 Ask(Resume) → Resume ◄──── broken ──── Drain ◄────────────────────┤
+//!                      └──────► Inspect ◄── all sent ──────┘                        │
+//!                                  └──► Ask(Status) ── partial ─────────────────────┘
+//!                                            └── started ──► Record(Released), as above
 //! ```
 //!
 //! Invariants, each held by `tests/walk.rs`:
 //! 1. `Finish` is asked only while the journal says `HandingOver`.
 //! 2. After that the guest is resumed only when the destination has said that it never will own it,
 //!    and its copy is ended only when the destination has said that it does.
-//! 3. Without an answer the machine asks again or ends in doubt; it never guesses.
+//! 3. In post-copy its copy is ended only when the destination has said that all of the memory is there,
+//!    or when nothing that memory could help is left.
+//! 4. Without an answer the machine asks again or ends in doubt; it never guesses.
 
 mod step;
 
@@ -46,8 +55,10 @@ pub struct SourceMachine {
     told: bool,
     /// A `Finish` may be on its way, or may have arrived.
     offered: bool,
-    /// The journal may say `HandingOver` although the record here does not.
+    /// The journal may say `Switching` or `HandingOver` although the record here does not.
     doubtful: bool,
+    /// Post-copy may have begun.
+    switched: bool,
     at: At,
 }
 
@@ -58,7 +69,11 @@ enum At {
     Beginning,
     AskingPrepare,
     Performing(Prepared),
+    Switching(Prepared),
     AskingFinish,
+    Draining,
+    AskingResume,
+    Resuming(Prepared),
     Inspecting { heard: Option<Status> },
     AskingStatus { local: GuestState },
     Confirming,
@@ -108,6 +123,7 @@ impl SourceMachine {
         let mut machine = Self::at(record, "".into(), At::Reopening { heard });
         machine.told = stage != SourceStage::Begin;
         machine.offered = stage == SourceStage::HandingOver;
+        machine.switched = matches!(stage, SourceStage::Switching | SourceStage::HandingOver);
         machine
     }
 
@@ -124,6 +140,7 @@ impl SourceMachine {
             told: false,
             offered: false,
             doubtful: false,
+            switched: false,
             at,
         }
     }
@@ -156,7 +173,11 @@ impl SourceMachine {
             At::Beginning => SourceAction::Begin,
             At::AskingPrepare => self.ask(Call::Prepare(self.guest.clone())),
             At::Performing(to) => SourceAction::Perform(to.clone()),
+            At::Switching(to) => SourceAction::Switch(to.clone()),
             At::AskingFinish => self.ask(Call::Finish),
+            At::Draining => SourceAction::Drain,
+            At::AskingResume => self.ask(Call::Resume),
+            At::Resuming(to) => SourceAction::Resume(to.clone()),
             At::Inspecting { .. } => SourceAction::Inspect,
             At::AskingStatus { .. } => self.ask(Call::Status(Side::Destination)),
             At::Confirming => SourceAction::Confirm(match self.record.stage {
@@ -203,6 +224,27 @@ impl SourceMachine {
                 self.look();
             }
             (At::Performing(_), In::Performed) => self.advance(SourceStage::HandingOver),
+            (At::Performing(to), In::Switch) => {
+                self.prepared = Some(to);
+                self.advance(SourceStage::Switching);
+            }
+            (At::Switching(_), In::Switched) => {
+                self.switched = true;
+                self.advance(SourceStage::HandingOver);
+            }
+            (At::Switching(_), In::SwitchFailed) => {
+                self.switched = true;
+                self.look();
+            }
+
+            // Whether all is there is the destination's word to say, not that of the QEMU here.
+            (At::AskingFinish, In::Answered(Reply::Owned)) if self.switched => {
+                self.advance(SourceStage::PostCopy);
+            }
+            (At::Draining | At::Resuming(_), In::Drained) => self.look(),
+            (At::Draining, In::DrainFailed) => self.at = At::AskingResume,
+            (At::Resuming(_), In::DrainFailed) => self.at = At::Pausing(Again::Inspect),
+            (At::AskingResume, In::Answered(Reply::Prepared(to))) => self.at = At::Resuming(to),
 
             (At::AskingFinish, In::Answered(Reply::Owned)) => self.advance(SourceStage::Released),
             (At::AskingFinish, In::Answered(Reply::Lost)) => {
@@ -214,7 +256,7 @@ impl SourceMachine {
                 };
             }
             // What never left this process gave nothing away.
-            (At::AskingFinish, In::Silent { sent: false }) if !self.offered => {
+            (At::AskingFinish, In::Silent { sent: false }) if !self.offered && !self.switched => {
                 self.at = At::Inspecting {
                     heard: Some(decided(Owner::Source)),
                 };
@@ -258,13 +300,20 @@ impl SourceMachine {
             (At::Forgetting, In::ForgetFailed) => self.at = At::Pausing(Again::Forget),
 
             (
-                At::AskingPrepare | At::AskingFinish | At::AskingStatus { .. } | At::Closing,
+                At::AskingPrepare
+                | At::AskingFinish
+                | At::AskingResume
+                | At::AskingStatus { .. }
+                | At::Closing,
                 In::Answered(Reply::Stale { .. }),
             ) => self.end(EndWhy::Superseded),
             // Any other answer decides nothing and counts as none.
             (At::AskingPrepare, In::Answered(_) | In::Silent { .. }) => self.look(),
             (At::AskingFinish, In::Answered(_) | In::Silent { .. }) => {
                 self.offered = true;
+                self.at = At::Pausing(Again::Inspect);
+            }
+            (At::AskingResume, In::Answered(_) | In::Silent { .. }) => {
                 self.at = At::Pausing(Again::Inspect);
             }
             (At::AskingStatus { local }, In::Answered(_) | In::Silent { .. }) => {
@@ -293,7 +342,13 @@ impl SourceMachine {
     #[must_use]
     pub fn cancellable(&self) -> bool {
         match &self.at {
-            At::Recording { .. } => self.record.stage.phase() <= Phase::Finish,
+            At::Recording {
+                before: SourceStage::Switching,
+            } => false,
+            At::Recording { .. } => {
+                self.record.stage.phase() <= Phase::Finish
+                    && self.record.stage != SourceStage::PostCopy
+            }
             At::Beginning | At::AskingPrepare | At::Performing(_) => true,
             _ => false,
         }
@@ -347,7 +402,12 @@ impl SourceMachine {
                 Some(to) => At::Performing(to),
                 None => At::Inspecting { heard: None },
             },
+            SourceStage::Switching => match self.prepared.take() {
+                Some(to) => At::Switching(to),
+                None => At::Inspecting { heard: None },
+            },
             SourceStage::HandingOver => At::AskingFinish,
+            SourceStage::PostCopy => At::Draining,
             SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
                 At::Confirming
             }
@@ -362,17 +422,27 @@ impl SourceMachine {
                 self.record.stage = before;
                 self.look();
             }
-            SourceStage::HandingOver => {
+            // There is no way back from post-copy, so the offer waits for the disk.
+            SourceStage::HandingOver if before == SourceStage::Switching => {
+                self.at = At::Pausing(Again::Record { before });
+            }
+            SourceStage::Switching | SourceStage::HandingOver => {
                 self.record.stage = before;
                 self.doubtful = true;
                 self.look();
             }
             // A record of any earlier stage would lead a restarted daemon to keep the guest as well,
             // so the guest need not wait for the disk.
-            SourceStage::Kept { .. } if before != SourceStage::HandingOver && !self.doubtful => {
+            SourceStage::Kept { .. }
+                if !matches!(before, SourceStage::Switching | SourceStage::HandingOver)
+                    && !self.doubtful =>
+            {
                 self.at = At::Confirming;
             }
-            SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
+            SourceStage::PostCopy
+            | SourceStage::Kept { .. }
+            | SourceStage::Released
+            | SourceStage::Lost { .. } => {
                 self.at = At::Pausing(Again::Record { before });
             }
         }
@@ -381,6 +451,10 @@ impl SourceMachine {
     fn judge(&mut self, local: GuestState, heard: Heard) {
         match verdict::source(&self.record.stage, local, heard) {
             SourceVerdict::Keep => self.decide(SourceStage::Kept { tell: self.told }),
+            SourceVerdict::Serve if self.record.stage == SourceStage::PostCopy => {
+                self.at = At::Draining;
+            }
+            SourceVerdict::Serve => self.advance(SourceStage::PostCopy),
             SourceVerdict::Release => self.decide(SourceStage::Released),
             SourceVerdict::Lost => self.decide(SourceStage::Lost { tell: self.told }),
             SourceVerdict::HandOver if self.record.stage == SourceStage::HandingOver => {
@@ -419,7 +493,7 @@ impl SourceMachine {
     fn owner(&self) -> Owner {
         match self.record.stage {
             // It ends here only if the host could not say how its copy is.
-            SourceStage::Perform => Owner::InDoubt,
+            SourceStage::Perform | SourceStage::Switching => Owner::InDoubt,
             ref stage => stage.owner(),
         }
     }

@@ -74,6 +74,8 @@ pub enum Ruling {
     reason = "the machine must know every verdict"
 )]
 pub enum SourceVerdict {
+    /// The destination owns it and needs the rest of the memory: send that.
+    Serve,
     /// The guest stays: record it, let it run again, have the other copy discarded.
     Keep,
     /// The destination owns it: record it, kill the copy here.
@@ -91,7 +93,7 @@ pub enum SourceVerdict {
 /// What the source does with a migration that stands at `stage`.
 #[must_use]
 pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerdict {
-    use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost, Release};
+    use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost, Release, Serve};
     let gone = matches!(local, GuestState::Gone(_));
     match stage {
         SourceStage::Released => Release,
@@ -99,14 +101,19 @@ pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVer
         SourceStage::Kept { .. } if gone => Lost,
         SourceStage::Kept { .. } => Keep,
         // Never offered. Only an operator at the destination can have taken it, so nobody is asked.
-        SourceStage::Begin | SourceStage::Prepare | SourceStage::Perform
+        SourceStage::Begin
+        | SourceStage::Prepare
+        | SourceStage::Perform
+        | SourceStage::Switching
             if heard.decided() == Some(Owner::Destination) =>
         {
             Release
         }
         SourceStage::Begin | SourceStage::Prepare if gone => Lost,
         SourceStage::Begin | SourceStage::Prepare => Keep,
-        SourceStage::Perform => match (local, heard) {
+        SourceStage::Perform | SourceStage::Switching => match (local, heard) {
+            // In post-copy QEMU does not let it run again, or on half of its memory: only forward.
+            (GuestState::Stopped, _) if *stage == SourceStage::Switching => HandOver,
             (GuestState::Running | GuestState::Stopped, _) => Keep,
             // The other copy, if complete, is the guest as it was last: let the destination look.
             (GuestState::Gone(Ran::Never), _) => HandOver,
@@ -114,13 +121,30 @@ pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVer
             (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
             (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost,
             (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
-                None | Some(CopyState::Gone(_)) => Lost,
+                None | Some(CopyState::Gone(_) | CopyState::Switched | CopyState::Partial) => Lost,
                 // Complete, or still reading what is in flight. It may be older than what ran here
                 // last, so it is neither started nor discarded without a person.
                 Some(_) => InDoubt,
             },
         },
+        SourceStage::PostCopy => match (heard.decided(), heard) {
+            (None, Heard::NotAsked) => Ask,
+            (Some(Owner::Destination), Heard::Said(status)) => match status.copy {
+                Some(CopyState::Partial) if gone => Lost,
+                Some(CopyState::Partial) => Serve,
+                // All is there, or nothing that memory could help.
+                _ => Release,
+            },
+            // Only an operator says so: the half over there is gone, and the one here is not enough.
+            (Some(_), _) => Lost,
+            (None, _) => InDoubt,
+        },
         SourceStage::HandingOver => match (heard.decided(), heard) {
+            (Some(Owner::Destination), Heard::Said(status))
+                if status.copy == Some(CopyState::Partial) =>
+            {
+                Serve
+            }
             (Some(Owner::Destination), _) => Release,
             (Some(Owner::Nobody), _) => Lost,
             // Refused, but the copy here died while it waited: one that is complete there is the last.
@@ -182,26 +206,30 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
             Discard
         }
 
-        (DestinationStage::Prepared, CopyState::Started) => Conflict,
+        (DestinationStage::Prepared, CopyState::Started | CopyState::Partial) => Conflict,
         (DestinationStage::Prepared, _) if kept => Discard,
         (DestinationStage::Prepared, CopyState::Complete) if released => Start,
         // Without the source's record it cannot be known whether the guest ran on there.
         (DestinationStage::Prepared, CopyState::Complete) => Wait,
-        (DestinationStage::Prepared, CopyState::Incoming | CopyState::Gone(_)) if forgotten => {
-            Discard
-        }
+        (
+            DestinationStage::Prepared,
+            CopyState::Incoming | CopyState::Switched | CopyState::Gone(_),
+        ) if forgotten => Discard,
         (DestinationStage::Prepared, CopyState::Gone(_)) => Refuse,
-        (DestinationStage::Prepared, CopyState::Incoming) => Wait,
+        (DestinationStage::Prepared, CopyState::Incoming | CopyState::Switched) => Wait,
 
         (DestinationStage::Starting, CopyState::Gone(_)) if kept => Discard,
         // Both took it, by somebody's ruling. A start may be under way inside QEMU, so it is left alone.
         (DestinationStage::Starting, _) if kept => Conflict,
-        (DestinationStage::Starting, CopyState::Started) => Own,
-        (DestinationStage::Starting, CopyState::Complete) => Start,
+        (DestinationStage::Starting, CopyState::Started | CopyState::Partial) => Own,
+        (DestinationStage::Starting, CopyState::Complete | CopyState::Switched) => Start,
         (DestinationStage::Starting, CopyState::Gone(Ran::Never)) => Refuse,
         (DestinationStage::Starting, CopyState::Gone(Ran::Maybe)) => Lose,
         (DestinationStage::Starting, CopyState::Incoming) => Wait,
 
+        // The source has lost the rest of its memory: it waits for that for ever.
+        (DestinationStage::Owned, CopyState::Partial) if kept => Discard,
+        (DestinationStage::Owned, CopyState::Partial) => Wait,
         (DestinationStage::Owned, CopyState::Gone(_)) if kept => Forget,
         (DestinationStage::Owned, _) if kept => Conflict,
         (DestinationStage::Owned, _) if released || forgotten => Forget,
@@ -243,9 +271,11 @@ mod tests {
     #[test]
     fn silence_after_the_hand_over_leaves_the_source_in_doubt_whatever_it_sees() {
         for local in LOCAL {
-            for heard in [Heard::Silence, Heard::NoRecord] {
-                let verdict = source(&SourceStage::HandingOver, local, heard);
-                assert_eq!(verdict, SourceVerdict::InDoubt, "{local:?} {heard:?}");
+            for stage in [SourceStage::HandingOver, SourceStage::PostCopy] {
+                for heard in [Heard::Silence, Heard::NoRecord] {
+                    let verdict = source(&stage, local, heard);
+                    assert_eq!(verdict, SourceVerdict::InDoubt, "{local:?} {heard:?}");
+                }
             }
         }
     }
@@ -263,6 +293,7 @@ mod tests {
             SourceStage::Begin,
             SourceStage::Prepare,
             SourceStage::Perform,
+            SourceStage::Switching,
             SourceStage::HandingOver,
         ];
         let phases = [
@@ -293,6 +324,36 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn in_post_copy_the_source_is_needed_until_the_destination_has_all() {
+        let says = |copy| {
+            Heard::Said(Status {
+                side: Side::Destination,
+                phase: Phase::Confirm,
+                owner: Owner::Destination,
+                copy: Some(copy),
+            })
+        };
+        for stage in [SourceStage::HandingOver, SourceStage::PostCopy] {
+            let verdict = |copy| source(&stage, GuestState::Stopped, says(copy));
+            assert_eq!(verdict(CopyState::Partial), SourceVerdict::Serve);
+            assert_eq!(verdict(CopyState::Started), SourceVerdict::Release);
+        }
+        let gone = GuestState::Gone(Ran::Never);
+        let verdict = source(&SourceStage::PostCopy, gone, says(CopyState::Partial));
+        assert_eq!(verdict, SourceVerdict::Lost);
+    }
+
+    #[test]
+    fn what_post_copy_has_stopped_is_not_resumed_before_the_destination_has_refused_it() {
+        for heard in [Heard::NotAsked, Heard::Silence, Heard::NoRecord] {
+            let stopped = source(&SourceStage::Switching, GuestState::Stopped, heard);
+            assert_eq!(stopped, SourceVerdict::HandOver);
+            let running = source(&SourceStage::Switching, GuestState::Running, heard);
+            assert_eq!(running, SourceVerdict::Keep);
         }
     }
 

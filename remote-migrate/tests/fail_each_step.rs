@@ -2,6 +2,7 @@
 //! time exactly one side has the guest, or the doubt is named and later resolved.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+#[expect(dead_code, reason = "each suite uses a part of it")]
 mod rig;
 
 use std::{sync::Arc, time::Duration};
@@ -63,6 +64,33 @@ async fn a_host_that_fails_once_leaves_the_guest_where_it_was_and_is_named() {
         assert!(rig.forgotten().await, "{fails:?} left a record");
         assert!(rig.clean(), "{fails:?} left a copy");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_tells_what_went_wrong_on_both_sides() {
+    let rig = Rig::new();
+    rig.fail(Fails::Perform);
+    rig.fail(Fails::Copy);
+    let error = rig.migrate().await.unwrap_err();
+    let chain = |side| error.chain(side).unwrap().as_str();
+    assert_eq!(chain(Side::Source), "Perform was told to fail");
+    assert_eq!(chain(Side::Destination), "Copy was told to fail");
+    let text = error.to_string();
+    assert!(
+        text.ends_with("; the destination says: Copy was told to fail"),
+        "{text}"
+    );
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "Perform was told to fail");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_with_one_cause_tells_it_once() {
+    let rig = Rig::new();
+    rig.link.cut_before(Link::PREPARE);
+    let error = rig.migrate().await.unwrap_err();
+    assert!(error.chain(Side::Source).is_some());
+    assert!(!error.to_string().contains("says"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

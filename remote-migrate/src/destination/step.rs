@@ -24,6 +24,8 @@ pub enum DestinationAction {
     Load,
     /// Have the host start the guest; answer `Started` or `StartFailed`.
     Start(RunState),
+    /// Have the host say where to send the rest of the memory; answer `Prepared` or `PrepareFailed`.
+    Resume,
     /// Have the host look at its copy; answer `Local` or `InspectFailed`.
     Inspect,
     /// Have the host end its copy; answer `Discarded` or `DiscardFailed`.

@@ -9,7 +9,11 @@ use std::{
 
 use uuid::Uuid;
 
-use crate::{destination::DestinationMachine, message::Request, phase::MigrationId};
+use crate::{
+    destination::DestinationMachine,
+    message::Request,
+    phase::{MigrationId, Reason},
+};
 
 /// Migrations in hand at once. More guests than that do not arrive at one host at one time; a peer that
 /// makes ids up must not fill the memory.
@@ -18,9 +22,16 @@ const MAX_LIVE: usize = 1024;
 /// Finished migrations whose last word is kept for requests that come late.
 const MAX_OVER: usize = 256;
 
-/// Where the machine of one migration is. Empty until loaded, while at work, and after a panic: then the
-/// journal says how it stands.
-pub(super) type Place = Arc<tokio::sync::Mutex<Option<DestinationMachine>>>;
+/// Where one migration is worked on, by one at a time.
+pub(super) type Place = Arc<tokio::sync::Mutex<Seat>>;
+
+#[derive(Default)]
+pub(super) struct Seat {
+    /// Empty until loaded, while at work, and after a panic: then the journal says how it stands.
+    pub(super) machine: Option<DestinationMachine>,
+    /// What went wrong first.
+    pub(super) trouble: Option<Reason>,
+}
 
 #[derive(Default)]
 pub(super) struct Slots(Mutex<Inner>);
@@ -75,7 +86,7 @@ impl Slots {
         // `place` is dropped under the lock as well: of two that leave at once, the second is alone.
         self.with(move |slots| {
             let (known, over) = match place.try_lock() {
-                Ok(machine) => machine.as_ref().map_or((false, false), |machine| {
+                Ok(seat) => seat.machine.as_ref().map_or((false, false), |machine| {
                     (machine.record().is_some(), machine.is_over())
                 }),
                 // Somebody else is at work, and leaves later.

@@ -22,6 +22,12 @@ pub enum SourceAction {
     Ask(Request),
     /// Have the host move the memory and stop the guest; answer `Performed` or `PerformFailed`.
     Perform(Prepared),
+    /// Have the host turn to post-copy; answer `Switched` or `SwitchFailed`.
+    Switch(Prepared),
+    /// Have the host send the rest of the memory; answer `Drained` or `DrainFailed`.
+    Drain,
+    /// Have the host send the rest of the memory there, over a new stream; answer `Drained` or `DrainFailed`.
+    Resume(Prepared),
     /// Have the host look at its copy; answer `Local` or `InspectFailed`.
     Inspect,
     /// Have the host end its copy or go on with it; answer `Confirmed` or `ConfirmFailed`.
@@ -86,6 +92,12 @@ pub enum SourceInput {
     },
     Performed,
     PerformFailed,
+    /// In place of an outcome of `Perform`: turn to post-copy.
+    Switch,
+    Switched,
+    SwitchFailed,
+    Drained,
+    DrainFailed,
     Local(GuestState),
     InspectFailed,
     Confirmed,

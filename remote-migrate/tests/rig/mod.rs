@@ -37,6 +37,14 @@ pub(crate) enum Fails {
     StartHangs,
     /// The start is refused, and the copy with it is gone.
     Cpu,
+    /// Post-copy does not begin.
+    Switch,
+    /// The stream breaks in post-copy.
+    Drain,
+    /// The stream hangs in post-copy.
+    DrainHangs,
+    /// The copy gave up while it read, and says why when it is asked.
+    Copy,
 }
 
 /// Where the guest runs.
@@ -56,6 +64,13 @@ struct Scene {
     fails: HashSet<Fails>,
     prepares: usize,
     starts: usize,
+    resumes: usize,
+    /// Steps of the destination's host, its looks at the copy included.
+    calls: usize,
+}
+
+fn started(scene: &Scene) -> bool {
+    matches!(scene.copy, Some(CopyState::Started | CopyState::Partial))
 }
 
 /// What both hosts do, and what becomes of the guest.
@@ -117,13 +132,49 @@ impl SourceHost for Stage {
         Ok(())
     }
 
+    async fn switch(&self, _step: Step, to: &Prepared) -> Result<(), HostError> {
+        assert_eq!(&*to.connect, "there");
+        self.fails(Fails::Switch)?;
+        tokio::task::yield_now().await;
+        let mut scene = self.scene();
+        scene.stopped = true;
+        scene.copy = Some(CopyState::Switched);
+        Ok(())
+    }
+
+    async fn drain(
+        &self,
+        _step: Step,
+        to: Option<&Prepared>,
+        _meter: &Meter,
+    ) -> Result<(), HostError> {
+        self.hangs(Fails::DrainHangs).await;
+        self.fails(Fails::Drain)?;
+        tokio::task::yield_now().await;
+        let mut scene = self.scene();
+        scene.resumes += usize::from(to.is_some());
+        match scene.copy {
+            Some(CopyState::Partial | CopyState::Started) => {
+                scene.copy = Some(CopyState::Started);
+                Ok(())
+            }
+            _ => Err(HostError::new("nobody needs it")),
+        }
+    }
+
     async fn confirm(&self, _step: Step, outcome: Outcome) -> Result<(), HostError> {
         self.fails(Fails::Confirm)?;
         tokio::task::yield_now().await;
         let mut scene = self.scene();
         match outcome {
-            Outcome::Kept(_) => scene.stopped = false,
-            Outcome::Released => scene.killed = true,
+            Outcome::Kept(_) => {
+                assert!(!started(&scene), "the guest runs twice");
+                scene.stopped = false;
+            }
+            Outcome::Released => {
+                assert_ne!(scene.copy, Some(CopyState::Partial), "its memory is needed");
+                scene.killed = true;
+            }
         }
         Ok(())
     }
@@ -143,6 +194,7 @@ impl SourceHost for Stage {
 impl DestinationHost for Stage {
     async fn prepare(&self, _step: Step, guest: &Guest) -> Result<Prepared, HostError> {
         assert_eq!(guest.cookie.as_str(), "a guest");
+        self.scene().calls += 1;
         self.hangs(Fails::PrepareHangs).await;
         self.fails(Fails::Prepare)?;
         tokio::task::yield_now().await;
@@ -158,11 +210,12 @@ impl DestinationHost for Stage {
     async fn load(&self, _step: Step) -> Result<Load, HostError> {
         let fails = self.scene().fails.remove(&Fails::Load);
         let mut scene = self.scene();
+        scene.calls += 1;
         if fails {
             scene.copy = Some(CopyState::Gone(Ran::Never));
         }
         Ok(match scene.copy {
-            Some(CopyState::Complete) => Load::Complete,
+            Some(CopyState::Complete | CopyState::Switched) => Load::Complete,
             Some(CopyState::Incoming) => Load::Loading,
             _ => Load::Failed(Reason::new("device missing here")),
         })
@@ -170,6 +223,7 @@ impl DestinationHost for Stage {
 
     async fn start(&self, _step: Step, run: RunState) -> Result<(), StartError> {
         assert_eq!(run, RunState::Running);
+        self.scene().calls += 1;
         self.hangs(Fails::StartHangs).await;
         self.fails(Fails::StartRefused)
             .map_err(StartError::never_ran)?;
@@ -179,28 +233,42 @@ impl DestinationHost for Stage {
         }
         tokio::task::yield_now().await;
         let mut scene = self.scene();
-        if scene.copy != Some(CopyState::Started) {
-            scene.starts += 1;
-        }
-        scene.copy = Some(CopyState::Started);
+        assert!(scene.stopped || scene.killed, "the guest runs twice");
+        scene.starts += usize::from(!started(&scene));
+        scene.copy = Some(match scene.copy {
+            Some(CopyState::Switched | CopyState::Partial) => CopyState::Partial,
+            _ => CopyState::Started,
+        });
         drop(scene);
         self.fails(Fails::StartLost)
             .map_err(StartError::may_have_run)
     }
 
+    async fn resume(&self, _step: Step) -> Result<Prepared, HostError> {
+        assert_eq!(self.scene().copy, Some(CopyState::Partial));
+        Ok(Prepared {
+            connect: "there".into(),
+            cookie: Cookie::empty(),
+        })
+    }
+
+    async fn trouble(&self, _step: Step) -> Option<Reason> {
+        self.fails(Fails::Copy)
+            .err()
+            .map(|error| Reason::of(&error))
+    }
+
     async fn discard(&self, _step: Step) -> Result<(), HostError> {
         tokio::task::yield_now().await;
         let mut scene = self.scene();
-        assert_ne!(
-            scene.copy,
-            Some(CopyState::Started),
-            "a running guest is not discarded"
-        );
+        scene.calls += 1;
+        assert!(!started(&scene), "a running guest is not discarded");
         scene.copy = None;
         Ok(())
     }
 
     async fn inspect(&self, _step: Step) -> Result<CopyState, HostError> {
+        self.scene().calls += 1;
         Ok(self.scene().copy.unwrap_or(CopyState::Gone(Ran::Never)))
     }
 }
@@ -288,6 +356,7 @@ impl Link {
     pub(crate) const PREPARE: &'static str = "prepare";
     pub(crate) const FINISH: &'static str = "finish";
     pub(crate) const CONFIRM: &'static str = "confirm";
+    pub(crate) const RESUME: &'static str = "resume";
 
     pub(crate) fn prepare() -> Call {
         let cookie = Cookie::new("a guest").unwrap();
@@ -335,6 +404,7 @@ impl Link {
             Call::Finish => Self::FINISH,
             Call::Confirm(_) => Self::CONFIRM,
             Call::Status(_) => "status",
+            Call::Resume => Self::RESUME,
         };
         let mut plan = self.plan.lock().unwrap();
         match *plan {
@@ -438,23 +508,42 @@ impl Rig {
 
     pub(crate) async fn migrate_under(&self, control: &Control) -> Result<Report, Error> {
         let plan = Plan::new(self.domain).migration(self.id);
-        self.run(&plan, control).await
+        self.run(&plan, &self.link, control).await
+    }
+
+    /// Turns to post-copy as soon as memory moves.
+    pub(crate) async fn migrate_by_post_copy(&self, peer: &dyn Peer) -> Result<Report, Error> {
+        self.fail(Fails::PerformHangs);
+        let plan = Plan::new(self.domain).migration(self.id);
+        let control = Control::new();
+        control.post_copy();
+        self.run(&plan, peer, &control).await
+    }
+
+    pub(crate) async fn migrate_over(&self, peer: &dyn Peer) -> Result<Report, Error> {
+        let plan = Plan::new(self.domain).migration(self.id);
+        self.run(&plan, peer, &Control::new()).await
     }
 
     /// The same guest, in another migration.
     pub(crate) async fn migrate_anew(&self) -> Result<Report, Error> {
-        self.run(&Plan::new(self.domain), &Control::new()).await
+        self.run(&Plan::new(self.domain), &self.link, &Control::new())
+            .await
     }
 
-    async fn run(&self, plan: &Plan, control: &Control) -> Result<Report, Error> {
+    async fn run(&self, plan: &Plan, peer: &dyn Peer, control: &Control) -> Result<Report, Error> {
         let journal = self.journal(Side::Source);
-        remote_migrate::migrate(plan, &*self.stage, &self.link, journal, control).await
+        remote_migrate::migrate(plan, &*self.stage, peer, journal, control).await
     }
 
     pub(crate) async fn recover(&self) -> Result<Report, Error> {
+        self.recover_over(&self.link).await
+    }
+
+    pub(crate) async fn recover_over(&self, peer: &dyn Peer) -> Result<Report, Error> {
         let (limits, control) = (Limits::default(), Control::new());
         let journal = self.journal(Side::Source);
-        remote_migrate::recover(self.id, limits, &*self.stage, &self.link, journal, &control).await
+        remote_migrate::recover(self.id, limits, &*self.stage, peer, journal, &control).await
     }
 
     pub(crate) async fn resolve(&self, ruling: Ruling) -> Result<Report, Error> {
@@ -484,7 +573,7 @@ impl Rig {
     pub(crate) fn runs(&self) -> Where {
         let scene = self.stage.scene();
         let here = !scene.stopped && !scene.killed;
-        match (here, scene.copy == Some(CopyState::Started)) {
+        match (here, started(&scene)) {
             (true, false) => Where::Source,
             (false, true) => Where::Destination,
             (false, false) => Where::Nowhere,
@@ -498,7 +587,12 @@ impl Rig {
         match scene.copy {
             Some(CopyState::Started) => scene.killed,
             Some(CopyState::Gone(_)) | None => !scene.killed,
-            Some(CopyState::Incoming | CopyState::Complete) => false,
+            Some(
+                CopyState::Incoming
+                | CopyState::Complete
+                | CopyState::Switched
+                | CopyState::Partial,
+            ) => false,
         }
     }
 
@@ -510,6 +604,16 @@ impl Rig {
 
     pub(crate) fn prepares(&self) -> usize {
         self.stage.scene().prepares
+    }
+
+    /// How often the destination's host was called, for whatever.
+    pub(crate) fn calls(&self) -> usize {
+        self.stage.scene().calls
+    }
+
+    /// How often post-copy went on over a new stream.
+    pub(crate) fn resumes(&self) -> usize {
+        self.stage.scene().resumes
     }
 
     pub(crate) fn starts(&self) -> usize {

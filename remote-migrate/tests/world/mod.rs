@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub(crate) gives_up: u8,
     /// Guests that are killed.
     pub(crate) kills: u8,
+    /// Turns to post-copy.
+    pub(crate) post_copy: u8,
 }
 
 impl Faults {
@@ -42,6 +44,7 @@ impl Faults {
         cancels: 0,
         gives_up: 0,
         kills: 0,
+        post_copy: 0,
     };
 }
 
@@ -57,6 +60,8 @@ pub(crate) enum Break {
     CancelTooLate,
     DiscardOnSilence,
     ForgetUnconfirmed,
+    CancelReachesPostCopy,
+    TrustOwnQemuInPostCopy,
 }
 
 /// One thing that can happen next.
@@ -81,7 +86,11 @@ enum Copied {
     Nothing,
     Incoming,
     Complete,
+    /// Can be started, and memory is missing.
+    Switched,
     Started,
+    /// Started, and memory is missing.
+    Partial,
     Dead,
 }
 
@@ -257,6 +266,9 @@ impl Steps<'_> {
             }
             SourceAction::Ask(request) => self.ask(request),
             SourceAction::Perform(_) => self.perform(),
+            SourceAction::Switch(_) => self.switch(),
+            SourceAction::Drain => self.drain(false),
+            SourceAction::Resume(_) => self.drain(true),
             SourceAction::Inspect => {
                 let seen = match self.from.guest {
                     Life::Running => GuestState::Running,
@@ -377,6 +389,73 @@ impl Steps<'_> {
         } else {
             self.source_does("memory goes nowhere", |_| (SIn::PerformFailed, None));
         }
+        self.costs(
+            |faults| &mut faults.post_copy,
+            "post-copy is wanted",
+            |world| {
+                world.source.as_mut().unwrap().on(SIn::Switch);
+                None
+            },
+        );
+    }
+
+    fn switch(&mut self) {
+        if self.from.copy != Copied::Incoming || self.from.guest == Life::Dead {
+            self.source_does("nothing to turn to post-copy", |_| {
+                (SIn::SwitchFailed, None)
+            });
+            return;
+        }
+        for (label, copy) in [
+            ("post-copy begins", Copied::Switched),
+            ("all has moved before post-copy begins", Copied::Complete),
+        ] {
+            self.source_does(label, move |world| {
+                world.guest = Life::Stopped;
+                world.copy = copy;
+                (SIn::Switched, None)
+            });
+        }
+        self.source_fails("post-copy begins and is not seen", |world| {
+            world.guest = Life::Stopped;
+            world.copy = Copied::Switched;
+            (SIn::SwitchFailed, None)
+        });
+        self.source_fails("post-copy does not begin", |_| (SIn::SwitchFailed, None));
+        self.source_fails("memory breaks off at the turn", |world| {
+            world.copy = Copied::Dead;
+            (SIn::SwitchFailed, None)
+        });
+    }
+
+    fn drain(&mut self, anew: bool) {
+        if self.mutation == Break::CancelReachesPostCopy && self.from.guest == Life::Stopped {
+            // As some QEMUs allow it.
+            self.source_fails("QEMU is told to cancel, and to go on", |world| {
+                world.guest = Life::Running;
+                (SIn::DrainFailed, None)
+            });
+        }
+        if self.from.guest == Life::Stopped
+            && matches!(self.from.copy, Copied::Partial | Copied::Started)
+        {
+            self.source_does("the rest of the memory is sent", |world| {
+                world.copy = Copied::Started;
+                (SIn::Drained, None)
+            });
+        } else {
+            self.source_does("the rest of the memory goes nowhere", |_| {
+                (SIn::DrainFailed, None)
+            });
+        }
+        self.source_fails(
+            if anew {
+                "the stream breaks again"
+            } else {
+                "the stream breaks"
+            },
+            |_| (SIn::DrainFailed, None),
+        );
     }
 
     /// An operator who knows the truth: which of the two copies, if any, is the guest as it was last.
@@ -444,8 +523,22 @@ impl Steps<'_> {
                     });
                 }
             }
+            DestinationAction::Resume => {
+                self.destination_does("destination listens again", |_| {
+                    let place = Prepared {
+                        connect: "".into(),
+                        cookie: Cookie::empty(),
+                    };
+                    (DIn::Prepared(place), None)
+                });
+                self.destination_fails("destination cannot listen again", |_| {
+                    (DIn::PrepareFailed(why()), None)
+                });
+            }
             DestinationAction::Load => match self.from.copy {
-                Copied::Complete => self.destination_does("all is loaded", |_| (DIn::Loaded, None)),
+                Copied::Complete | Copied::Switched => {
+                    self.destination_does("all is loaded", |_| (DIn::Loaded, None));
+                }
                 Copied::Incoming => {
                     self.destination_does("not all is loaded", |_| (DIn::Loading, None));
                 }
@@ -457,7 +550,9 @@ impl Steps<'_> {
                     Copied::Nothing | Copied::Dead => CopyState::Gone(Ran::Maybe),
                     Copied::Incoming => CopyState::Incoming,
                     Copied::Complete => CopyState::Complete,
+                    Copied::Switched => CopyState::Switched,
                     Copied::Started => CopyState::Started,
+                    Copied::Partial => CopyState::Partial,
                 };
                 self.destination_does("destination looks", move |_| (DIn::Local(seen), None));
                 if seen == CopyState::Gone(Ran::Maybe) && !self.from.truth.ran_there {
@@ -475,7 +570,10 @@ impl Steps<'_> {
             DestinationAction::Forget => {
                 self.destination_does("destination forgets", |world| {
                     world.destination_journal = None;
-                    let left = matches!(world.copy, Copied::Incoming | Copied::Complete);
+                    let left = matches!(
+                        world.copy,
+                        Copied::Incoming | Copied::Complete | Copied::Switched | Copied::Partial
+                    );
                     if world.copy == Copied::Started {
                         world.copy = Copied::Nothing;
                         world.settled_there = true;
@@ -561,7 +659,7 @@ impl Steps<'_> {
 
     fn start(&mut self) {
         match self.from.copy {
-            Copied::Complete => {
+            Copied::Complete | Copied::Switched => {
                 self.destination_does("destination starts the guest", |world| {
                     let broken = world.start();
                     (DIn::Started, broken)
@@ -596,7 +694,9 @@ impl Steps<'_> {
                     )
                 });
             }
-            Copied::Started => self.destination_does("it runs already", |_| (DIn::Started, None)),
+            Copied::Started | Copied::Partial => {
+                self.destination_does("it runs already", |_| (DIn::Started, None));
+            }
             _ => self.destination_does("nothing to start", |_| {
                 (
                     DIn::StartFailed {
@@ -611,7 +711,13 @@ impl Steps<'_> {
 
     /// What the link does. Whoever waits may hear nothing at any time, so a loss needs no step of its own.
     fn channel(&mut self) {
-        if let Some(reply) = self.from.answer.clone() {
+        if let Some(mut reply) = self.from.answer.clone() {
+            if let Reply::Status(status) = &mut reply
+                && self.mutation == Break::TrustOwnQemuInPostCopy
+                && status.copy == Some(CopyState::Partial)
+            {
+                status.copy = Some(CopyState::Started);
+            }
             self.source_does("an answer arrives", |_| (SIn::Answered(reply), None));
         }
         if self.from.destination.action() != DestinationAction::Wait {
@@ -646,7 +752,20 @@ impl Steps<'_> {
 
     /// What happens to guests.
     fn world(&mut self) {
-        if self.from.starting && self.from.copy == Copied::Complete {
+        if self.from.guest == Life::Stopped {
+            let arrived = match self.from.copy {
+                Copied::Switched => Some(Copied::Complete),
+                Copied::Partial => Some(Copied::Started),
+                _ => None,
+            };
+            if let Some(copy) = arrived {
+                self.add("the rest of the memory arrives", false, |world| {
+                    world.copy = copy;
+                    None
+                });
+            }
+        }
+        if self.from.starting && matches!(self.from.copy, Copied::Complete | Copied::Switched) {
             self.add("the slow start is done", true, World::start);
         }
         if self.from.guest == Life::Dead && self.from.copy == Copied::Incoming {
@@ -668,7 +787,11 @@ impl Steps<'_> {
         }
         if matches!(
             self.from.copy,
-            Copied::Incoming | Copied::Complete | Copied::Started
+            Copied::Incoming
+                | Copied::Complete
+                | Copied::Switched
+                | Copied::Started
+                | Copied::Partial
         ) {
             self.costs(
                 |faults| &mut faults.kills,
@@ -789,10 +912,11 @@ impl Steps<'_> {
         mut world: World,
         broken: Option<&'static str>,
     ) {
-        if world.guest == Life::Running && world.copy == Copied::Complete {
+        if world.guest == Life::Running && matches!(world.copy, Copied::Complete | Copied::Switched)
+        {
             world.truth.ran_on = true;
         }
-        let there = world.copy == Copied::Started || world.settled_there;
+        let there = matches!(world.copy, Copied::Started | Copied::Partial) || world.settled_there;
         let twice = (world.guest == Life::Running && there)
             .then_some("the guest never runs twice at any instant");
         let broken = twice.or(broken);
@@ -848,16 +972,21 @@ impl World {
             Outcome::Released => {
                 let complete = std::mem::replace(&mut self.guest, Life::Dead) != Life::Dead;
                 let lost = complete && !self.truth.taken;
-                (
-                    SIn::Confirmed,
-                    lost.then_some("a complete copy is not discarded too early"),
-                )
+                let needed = complete && matches!(self.copy, Copied::Switched | Copied::Partial);
+                let broken = lost.then_some("a complete copy is not discarded too early");
+                let broken = needed
+                    .then_some("memory that is needed is not discarded")
+                    .or(broken);
+                (SIn::Confirmed, broken)
             }
         }
     }
 
     fn start(&mut self) -> Option<&'static str> {
-        self.copy = Copied::Started;
+        self.copy = match self.copy {
+            Copied::Switched => Copied::Partial,
+            _ => Copied::Started,
+        };
         self.starting = false;
         self.truth.ran_there = true;
         self.truth
@@ -868,6 +997,7 @@ impl World {
     fn discard(&mut self) -> (DIn, Option<&'static str>) {
         let broken = match self.copy {
             Copied::Started => Some("a running guest is not discarded"),
+            Copied::Partial if self.guest != Life::Dead => Some("a running guest is not discarded"),
             // Where the guest ran on at the source, this copy is of no use to anybody.
             Copied::Complete if !self.truth.kept && !self.truth.ran_on => {
                 Some("a complete copy is not discarded too early")
@@ -913,6 +1043,7 @@ fn label(call: &Call) -> &'static str {
     match call {
         Call::Prepare(_) => "prepare arrives",
         Call::Finish => "finish arrives",
+        Call::Resume => "resume arrives",
         Call::Confirm(Fate::Keep) => "confirm (keep) arrives",
         Call::Confirm(Fate::Discard) => "confirm (discard) arrives",
         Call::Status(_) => "status arrives",
