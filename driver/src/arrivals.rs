@@ -3,6 +3,8 @@
 //! The async job is held from Prepare to Finish by a task of its own, which is told what to do; so a request that is
 //! dropped, or a connection that breaks, tears nothing in the middle. Decides nothing: the phases do.
 
+mod earlier;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -27,7 +29,7 @@ use crate::guest::Guest;
 use crate::ops::AsyncOp;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::migrate::Moving;
-use crate::ops::start::{bring_up, give_up, refuse_if_running, run};
+use crate::ops::start::{bring_up, give_up, run};
 use crate::records::Work;
 use crate::registry::Taken;
 
@@ -157,7 +159,7 @@ impl Arrivals {
     /// What is there, by the word of the task that holds the job, or by what it left behind.
     async fn look(&self, step: Step) -> Result<CopyState, Error> {
         let Some(arrival) = self.find(step.migration) else {
-            return self.look_for_stray(step).await;
+            return earlier::look(&self.context, step).await;
         };
         let (answer, looked) = oneshot::channel();
         if arrival.orders.send(Order::Look(answer)).await.is_ok()
@@ -179,17 +181,6 @@ impl Arrivals {
             (true, false) => CopyState::Incoming,
             (false, _) => CopyState::Gone(Ran::Maybe),
         })
-    }
-
-    /// This process knows nothing of the migration; an earlier one may have left its QEMU.
-    async fn look_for_stray(&self, step: Step) -> Result<CopyState, Error> {
-        let socket = self
-            .context
-            .run_dir
-            .join(step.domain.to_string())
-            .join("monitor.sock");
-        refuse_if_running(&socket).await?;
-        Ok(CopyState::Gone(Ran::Maybe))
     }
 }
 
@@ -233,9 +224,10 @@ impl DestinationHost for Arrivals {
     }
 
     async fn start(&self, step: Step, run: RunState) -> Result<(), StartError> {
-        let arrival = self
-            .find(step.migration)
-            .ok_or_else(|| StartError::never_ran("it is not here"))?;
+        let Some(arrival) = self.find(step.migration) else {
+            let started = earlier::start(&self.context, step, run).await;
+            return started.map_err(StartError::may_have_run);
+        };
         let (answer, started) = oneshot::channel();
         let told = arrival.orders.send(Order::Start(run, answer)).await;
         told.map_err(|_| StartError::never_ran("its QEMU is gone"))?;
@@ -248,11 +240,8 @@ impl DestinationHost for Arrivals {
 
     async fn discard(&self, step: Step) -> Result<(), HostError> {
         let Some(arrival) = self.find(step.migration) else {
-            return self
-                .look_for_stray(step)
-                .await
-                .map(|_| ())
-                .map_err(HostError::new);
+            let discarded = earlier::discard(&self.context, step).await;
+            return discarded.map_err(HostError::new);
         };
         // A task that has ended took its QEMU with it, or never had one.
         let _told = arrival.orders.send(Order::Discard).await;

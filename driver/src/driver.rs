@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use remote_migrate::Journal;
+use remote_migrate::{Destination, Journal};
 use tokio::time::timeout_at;
 use tracing::warn;
 use uuid::Uuid;
@@ -28,15 +28,18 @@ use crate::save_file::SaveFile;
 pub struct Driver(Arc<Owner>);
 
 /// Ends the driver's tasks with its last handle. The domains hold the context, so that alone would never go.
-struct Owner(Arc<Context>);
+struct Owner {
+    context: Arc<Context>,
+    destination: Destination,
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.closing.cancel();
-        self.0.parting.cancel();
-        self.0.tracker.close();
-        self.0.watchers.close();
-        self.0.registry.clear();
+        self.context.closing.cancel();
+        self.context.parting.cancel();
+        self.context.tracker.close();
+        self.context.watchers.close();
+        self.context.registry.clear();
     }
 }
 
@@ -47,7 +50,12 @@ impl Driver {
     }
 
     pub(crate) fn new(context: Arc<Context>) -> Self {
-        Self(Arc::new(Owner(context)))
+        let arrivals = Arc::new(Arrivals::new(context.clone()));
+        let destination = Destination::new(arrivals, context.journal.clone());
+        Self(Arc::new(Owner {
+            context,
+            destination,
+        }))
     }
 
     /// Makes a guest known, for good: its definition is kept until it is removed. Nothing is started.
@@ -157,7 +165,16 @@ impl Driver {
         })
     }
 
-    /// The local steps of guests that arrive here from another host; to be put behind `remote_migrate::Destination`.
+    /// The side that takes in the guests of other daemons, on this driver's journal: to be put behind a peer, or asked to
+    /// reconcile, cancel or resolve a migration. All handles share one;
+    /// [`serve_migrations`](Self::serve_migrations) puts it behind a listener.
+    #[must_use]
+    pub fn destination(&self) -> Destination {
+        self.0.destination.clone()
+    }
+
+    /// The local steps of guests that arrive here from another host, for a `remote_migrate::Destination` of one's own:
+    /// on another journal, or with a host around it. Else [`destination`](Self::destination) is the one to use.
     #[must_use]
     pub fn arrivals(&self) -> Arrivals {
         Arrivals::new(self.context().clone())
@@ -283,8 +300,8 @@ impl Driver {
         result
     }
 
-    fn context(&self) -> &Arc<Context> {
-        &self.0.0
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.0.context
     }
 }
 

@@ -87,6 +87,7 @@ mod records;
 mod recovery;
 mod registry;
 mod save_file;
+mod serve;
 mod store;
 mod wire;
 
@@ -105,6 +106,7 @@ pub use ops::{
     StartOptions,
 };
 pub use process::{Exit, Launch, Launcher, Plain, Process};
+pub use serve::Door;
 pub use store::{FileStore, Found, MemoryStore, Shelf, StateStore};
 
 #[cfg(doctest)]

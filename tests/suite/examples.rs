@@ -18,6 +18,7 @@ tests! {
     monitor_and_async_job_attach_to_a_guest_that_runs,
     agent_asks_a_guest_that_it_starts,
     migration_moves_a_guest,
+    migrate_pair_moves_a_guest_between_two_processes_and_back,
     minimal_daemon_starts_a_guest_and_leaves_it_running,
 }
 
@@ -110,6 +111,28 @@ async fn migration_moves_a_guest(rig: Rig) {
     assert!(
         text.contains("here it is off, there it is running"),
         "{text}"
+    );
+}
+
+async fn migrate_pair_moves_a_guest_between_two_processes_and_back(rig: Rig) {
+    let mut command = example("migrate_pair");
+    command
+        .arg(&rig.env.transports)
+        .arg(description(&rig, &rig.guest("web")))
+        .env("TMPDIR", rig.dir.path());
+    let text = output(command).await;
+    for line in [
+        "here: 100 %, ",
+        "it runs there after ",
+        "there: 100 %, ",
+        "it runs here after ",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    let ticks = rig.console("web").ticks();
+    assert!(
+        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "no gap, no repeat: {ticks:?}"
     );
 }
 

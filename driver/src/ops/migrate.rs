@@ -38,7 +38,7 @@ const FD_NAME: &str = "vmwright-migrate";
 const BANDWIDTH: u64 = 128 << 20;
 
 /// How a guest is moved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(
     clippy::exhaustive_structs,
     reason = "any value is valid; built with `..MigrateOptions::default()`"
@@ -48,6 +48,11 @@ pub struct MigrateOptions {
     pub bandwidth: Option<u64>,
     /// The longest the guest may stand still at the end; QEMU's own default is 300 ms.
     pub downtime: Option<Duration>,
+    /// Where the daemon is that the guest goes to, in words of the daemon's own. Kept in the journal, for whoever has to
+    /// ask it again after a restart.
+    pub there: Option<Arc<str>>,
+    /// Where this daemon is. Kept in the other one's journal, for whoever has to ask back.
+    pub home: Option<Arc<str>>,
 }
 
 /// What the destination's driver must know of the guest.
@@ -179,7 +184,13 @@ async fn leave(
     options: MigrateOptions,
 ) -> Result<remote_migrate::Report, Error> {
     let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
-    let plan = Plan::new(op.domain().uuid());
+    let mut plan = Plan::new(op.domain().uuid());
+    if let Some(there) = &options.there {
+        plan = plan.peer(there.clone());
+    }
+    if let Some(home) = &options.home {
+        plan = plan.home(home.clone());
+    }
     let control = Control::new();
     let token = op.job.token();
     let op = Mutex::new(op);

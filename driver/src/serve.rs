@@ -1,0 +1,157 @@
+//! Other daemons bring their guests: their connections are accepted and put before the driver's own destination side.
+//!
+//! Knows streams, and how to learn who is behind one. Who may be is the allow-list's matter, what is asked that of
+//! `remote-migrate`, and what is done about it that of the arrivals.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use remote_migrate::Destination;
+use remote_migrate::wire::{Link, Options, PeerIdentity, Tls, serve_connection};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use crate::driver::Driver;
+
+/// How many connections there are at most behind one door; a daemon needs one for each that sends it guests. More wait
+/// in the kernel's queue.
+const PLACES: usize = 64;
+/// After a failure to accept, as when the process is out of descriptors: it would fail again at once.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where other daemons come in to bring their guests.
+#[derive(Debug)]
+pub struct Door(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Unix(UnixListener),
+    Tls(TcpListener, Tls),
+    Plaintext(TcpListener),
+}
+
+impl Door {
+    /// For daemons of this host. The kernel says which user each runs as.
+    #[must_use]
+    pub fn unix(listener: UnixListener) -> Self {
+        Self(Kind::Unix(listener))
+    }
+
+    /// For daemons that prove their names by certificates.
+    #[must_use]
+    pub fn tls(listener: TcpListener, tls: Tls) -> Self {
+        Self(Kind::Tls(listener, tls))
+    }
+
+    /// For daemons whose addresses the allow-list names, on a network where nobody else is.
+    #[must_use]
+    pub fn plaintext(listener: TcpListener) -> Self {
+        Self(Kind::Plaintext(listener))
+    }
+
+    /// Waits for the next one to knock. Cancel safe.
+    async fn accept(&self) -> io::Result<Caller> {
+        Ok(match &self.0 {
+            Kind::Unix(listener) => Caller::Unix(listener.accept().await?.0),
+            Kind::Tls(listener, tls) => Caller::Tls(listener.accept().await?.0, tls.clone()),
+            Kind::Plaintext(listener) => Caller::Plaintext(listener.accept().await?.0),
+        })
+    }
+}
+
+impl Driver {
+    /// Takes in the guests that other daemons bring through that door, if `options` allow them, until the driver shuts
+    /// down. Several doors lead to the same destination side.
+    ///
+    /// Returns at once. A connection is served for as long as the other side keeps it, so that it learns early when this
+    /// daemon is gone; one that breaks, or is cut by the shutdown, tears no migration: its source asks again. While the
+    /// driver waits for its last operations, guests that are on their way still arrive, and no new one is begun.
+    ///
+    /// Must be called in a tokio runtime.
+    pub fn serve_migrations(&self, door: Door, options: Options) {
+        let context = self.context();
+        let (connections, parting) = (context.watchers.clone(), context.parting.clone());
+        let serving = serve(
+            door,
+            options,
+            self.destination(),
+            connections,
+            parting.clone(),
+        );
+        context.watchers.spawn(async move {
+            parting.run_until_cancelled(serving).await;
+        });
+    }
+}
+
+async fn serve(
+    door: Door,
+    options: Options,
+    destination: Destination,
+    connections: TaskTracker,
+    parting: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(PLACES));
+    loop {
+        let place = places.clone().acquire_owned().await;
+        let place = place.expect("the semaphore is never closed");
+        let caller = match door.accept().await {
+            Ok(caller) => caller,
+            Err(error) => {
+                warn!(%error, "a connection for a migration was not accepted");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (destination, options) = (destination.clone(), options.clone());
+        let parting = parting.clone();
+        connections.spawn(async move {
+            parting
+                .run_until_cancelled(attend(caller, &destination, &options))
+                .await;
+            drop(place);
+        });
+    }
+}
+
+/// Somebody who knocked.
+enum Caller {
+    Unix(UnixStream),
+    Tls(TcpStream, Tls),
+    Plaintext(TcpStream),
+}
+
+/// Serves one connection to its end.
+async fn attend(caller: Caller, destination: &Destination, options: &Options) {
+    let link = Link::new();
+    let attended = async {
+        // Why a connection broke is logged by the wire, and what was asked over it goes on.
+        let _broken = match caller {
+            Caller::Unix(stream) => {
+                let identity = PeerIdentity::of_unix(&stream)?;
+                serve_connection(stream, &identity, destination, options, &link).await
+            }
+            Caller::Tls(stream, tls) => {
+                stream.set_nodelay(true)?;
+                let limit = Instant::now() + options.connect;
+                let (stream, identity) =
+                    tls.accept(stream, limit).await.map_err(io::Error::other)?;
+                serve_connection(stream, &identity, destination, options, &link).await
+            }
+            Caller::Plaintext(stream) => {
+                stream.set_nodelay(true)?;
+                let identity = PeerIdentity::of_tcp(&stream)?;
+                serve_connection(stream, &identity, destination, options, &link).await
+            }
+        };
+        io::Result::Ok(())
+    };
+    if let Err(error) = attended.await {
+        warn!(%error, "nobody to serve was found behind a connection");
+    }
+}
