@@ -1,15 +1,18 @@
 //! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
 
+mod restart;
+
 use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
 use driver::{Domain, ErrorKind, MigrateOptions, Run, StartOptions};
-use remote_migrate::{Destination, InProcess, Owner};
+use remote_migrate::{InProcess, Owner};
 use tokio::time::Instant;
 
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
+use restart::*;
 
 tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
@@ -21,13 +24,18 @@ tests! {
     a_cancelled_migration_leaves_the_guest_where_it_was,
     a_destination_that_dies_leaves_the_guest_where_it_was,
     a_query_passes_beside_a_migration_and_a_modify_waits,
+    a_destination_that_dies_before_it_takes_the_guest_refuses_it_when_it_is_back,
+    a_destination_that_dies_as_it_takes_the_guest_runs_it_when_it_is_back,
+    a_destination_that_dies_as_it_starts_the_guest_owns_it_when_it_is_back,
+    a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back,
+    a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,
+    a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn peer(there: &Rig) -> Arc<InProcess> {
-    let service = Destination::new(Arc::new(there.driver.arrivals()), there.driver.journal());
-    Arc::new(InProcess::new(Arc::new(service)))
+    Arc::new(InProcess::new(Arc::new(there.driver.destination())))
 }
 
 fn slow() -> MigrateOptions {

@@ -1,0 +1,364 @@
+//! One of the two daemons dies at an instant that matters, and another comes in its place: the guest runs on one side, and
+//! counts on.
+
+use std::future::{IntoFuture, pending};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use driver::{Became, Domain, Driver, ErrorKind, MigrateOptions, Run, StartOptions};
+use remote_migrate::{
+    Answer, Call, Destination, DestinationStage, Journal, JournalError, MigrationId, Owner, Peer,
+    PeerError, Record, Request, Service, Side,
+};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+
+use super::{SECOND, is_performing, peer, slow};
+use crate::rig::{Env, Rig, Signal, boot, kill};
+
+/// A daemon on a runtime of its own. Its death is that this is torn from under it: as near to a kill as one process
+/// allows. Its guests run on then.
+struct Daemon {
+    driver: Driver,
+    destination: Destination,
+    runtime: Option<Runtime>,
+}
+
+impl Daemon {
+    async fn begin(env: &Env, dir: &Path) -> Self {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime can be made");
+        let transports = env.transports().expect("the staged plugins load");
+        let builder = Driver::builder(transports, dir.join("run"))
+            .state_dir(dir.join("state"))
+            .qemu(&env.qemu);
+        let built = runtime.spawn(async move { builder.build() }).await;
+        let driver = built.expect("no panic").expect("its directories are free");
+        Self {
+            destination: driver.destination(),
+            driver,
+            runtime: Some(runtime),
+        }
+    }
+
+    /// Dies, and is followed by another.
+    async fn again(mut self, env: &Env, dir: &Path) -> Self {
+        let runtime = self.runtime.take().expect("it lives");
+        let dying = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(10 * SECOND));
+        dying.await.expect("it dies");
+        drop(self);
+        Self::begin(env, dir).await
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("it lives")
+    }
+
+    /// Takes up the guest that its predecessor was moving, and what became of it.
+    async fn takes_up(&self, name: &str) -> (Domain, Became) {
+        let all = self.driver.recovered(Instant::now() + 40 * SECOND);
+        let found = all.await.expect("all were looked at").remove(0);
+        let domain = self.driver.by_name(name).expect("it is known");
+        (domain, found.became)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // One that died has left its guests to the next.
+        let Some(runtime) = self.runtime.take() else {
+            return;
+        };
+        for domain in self.driver.domains() {
+            if let Some(pid) = domain.observed().pid {
+                kill(pid, Signal::KILL);
+            }
+        }
+        runtime.shutdown_background();
+    }
+}
+
+/// When the destination's daemon dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dies {
+    /// All was sent, and nobody has asked it to take the guest.
+    Unasked,
+    /// Its journal says that it takes the guest, and the guest does not run.
+    Taking,
+    /// The guest runs, and its journal does not say so.
+    Starting,
+    /// It has said that the guest is its own, and nobody has heard it.
+    Unheard,
+}
+
+/// The journal of a daemon that dies at a certain record.
+struct LastWords {
+    journal: Arc<dyn Journal>,
+    dies: Dies,
+    reached: Arc<Notify>,
+}
+
+#[async_trait]
+impl Journal for LastWords {
+    async fn store(&self, record: &Record) -> Result<(), JournalError> {
+        let is_at = |stage: &DestinationStage| matches!(record, Record::Destination(record) if record.stage == *stage);
+        let ends = match self.dies {
+            Dies::Taking if is_at(&DestinationStage::Starting) => {
+                self.journal.store(record).await?;
+                true
+            }
+            Dies::Starting => is_at(&DestinationStage::Owned),
+            _ => false,
+        };
+        if ends {
+            self.reached.notify_one();
+            return pending().await;
+        }
+        self.journal.store(record).await
+    }
+
+    async fn load(&self, id: MigrationId, side: Side) -> Result<Option<Record>, JournalError> {
+        self.journal.load(id, side).await
+    }
+
+    async fn list(&self) -> Result<Vec<Record>, JournalError> {
+        self.journal.list().await
+    }
+
+    async fn remove(&self, id: MigrationId, side: Side) -> Result<(), JournalError> {
+        self.journal.remove(id, side).await
+    }
+}
+
+/// The way to a daemon that dies once, and is there again when it is asked next.
+struct Mortal {
+    env: Env,
+    dir: PathBuf,
+    dies: Dies,
+    reached: Arc<Notify>,
+    lives: Mutex<Lives>,
+}
+
+struct Lives {
+    /// The one that lives now.
+    daemon: Option<Daemon>,
+    has_died: bool,
+}
+
+impl Mortal {
+    async fn new(env: &Env, dir: &Path, dies: Dies) -> Arc<Self> {
+        let mut daemon = Daemon::begin(env, dir).await;
+        let reached = Arc::new(Notify::new());
+        let journal = LastWords {
+            journal: daemon.driver.journal(),
+            dies,
+            reached: reached.clone(),
+        };
+        let arrivals = Arc::new(daemon.driver.arrivals());
+        daemon.destination = Destination::new(arrivals, Arc::new(journal));
+        let lives = Lives {
+            daemon: Some(daemon),
+            has_died: false,
+        };
+        Arc::new(Self {
+            env: env.clone(),
+            dir: dir.to_owned(),
+            dies,
+            reached,
+            lives: Mutex::new(lives),
+        })
+    }
+
+    async fn die(&self, lives: &mut Lives) {
+        let old = lives.daemon.take().expect("one lives at a time");
+        lives.daemon = Some(old.again(&self.env, &self.dir).await);
+        lives.has_died = true;
+    }
+
+    async fn has_died(&self) -> bool {
+        self.lives.lock().await.has_died
+    }
+
+    /// The guest, in the daemon that lives now.
+    async fn guest(&self, of: &Domain) -> Option<Domain> {
+        let lives = self.lives.lock().await;
+        lives.daemon.as_ref()?.driver.by_uuid(of.uuid())
+    }
+}
+
+#[async_trait]
+impl Peer for Mortal {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let mut lives = self.lives.lock().await;
+        let is_the_one = request.call == Call::Finish && !lives.has_died;
+        if is_the_one && self.dies == Dies::Unasked {
+            self.die(&mut lives).await;
+        }
+        let daemon = lives.daemon.as_ref().expect("one lives at a time");
+        let destination = daemon.destination.clone();
+        let serving = async move { destination.serve(request, deadline).await };
+        let serving = daemon.runtime().spawn(serving);
+        let answer = tokio::select! {
+            answer = serving => Some(answer.map_err(PeerError::no_answer)?),
+            () = self.reached.notified() => None,
+        };
+        match answer {
+            Some(answer) if !(is_the_one && self.dies == Dies::Unheard) => Ok(answer),
+            _ => {
+                self.die(&mut lives).await;
+                Err(PeerError::no_answer("its daemon died"))
+            }
+        }
+    }
+}
+
+fn is_gapless(rig: &Rig) -> bool {
+    let ticks = rig.console("web").ticks();
+    ticks.windows(2).all(|pair| pair[1] == pair[0] + 1)
+}
+
+async fn counts_on(rig: &Rig) {
+    let console = rig.console("web");
+    let last = console.ticks().last().copied().unwrap_or_default();
+    let on = console.past(last, 20 * SECOND).await;
+    on.expect("it counts on");
+    assert!(is_gapless(rig), "{:?}", console.ticks());
+}
+
+pub(super) async fn a_destination_that_dies_before_it_takes_the_guest_refuses_it_when_it_is_back(
+    rig: Rig,
+) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let there = Mortal::new(&rig.env, dir.path(), Dies::Unasked).await;
+    let moved = domain.migrate(there.clone(), MigrateOptions::default());
+    let error = moved.await.expect_err("its copy there has ended");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    assert!(there.has_died().await);
+    assert!(domain.query_status().await.expect("it answers").running);
+    if let Some(copy) = there.guest(&domain).await {
+        assert_eq!(copy.observed().run, Run::Off);
+    }
+    counts_on(&rig).await;
+}
+
+pub(super) async fn a_destination_that_dies_as_it_takes_the_guest_runs_it_when_it_is_back(
+    rig: Rig,
+) {
+    arrives_past_a_death(rig, Dies::Taking).await;
+}
+
+pub(super) async fn a_destination_that_dies_as_it_starts_the_guest_owns_it_when_it_is_back(
+    rig: Rig,
+) {
+    arrives_past_a_death(rig, Dies::Starting).await;
+}
+
+pub(super) async fn a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back(rig: Rig) {
+    arrives_past_a_death(rig, Dies::Unheard).await;
+}
+
+async fn arrives_past_a_death(rig: Rig, dies: Dies) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let there = Mortal::new(&rig.env, dir.path(), dies).await;
+    let moved = domain.migrate(there.clone(), MigrateOptions::default());
+    let report = moved.await.expect("it is asked again");
+    assert!(there.has_died().await);
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    assert_eq!(domain.observed().run, Run::Off);
+    let moved = there.guest(&domain).await.expect("it is there");
+    assert!(moved.query_status().await.expect("it answers").running);
+    counts_on(&rig).await;
+}
+
+/// The way to a daemon whose answer to the offer of the guest never comes. What it does it does on its own runtime.
+struct Deaf {
+    there: Destination,
+    runtime: Handle,
+    answered: Arc<Notify>,
+}
+
+impl Deaf {
+    fn new(there: &Rig) -> Self {
+        Self {
+            there: there.driver.destination(),
+            runtime: Handle::current(),
+            answered: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Peer for Deaf {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let is_the_one = request.call == Call::Finish;
+        let there = self.there.clone();
+        let serving = async move { there.serve(request, deadline).await };
+        let answer = self.runtime.spawn(serving).await;
+        if is_the_one {
+            self.answered.notify_one();
+            return pending().await;
+        }
+        answer.map_err(PeerError::no_answer)
+    }
+}
+
+pub(super) async fn a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back(
+    rig: Rig,
+) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let here = Daemon::begin(&rig.env, dir.path()).await;
+    let there = Deaf::new(&rig);
+    let answered = there.answered.clone();
+    begins_to_move(&here, &rig, there, MigrateOptions::default()).await;
+    answered.notified().await;
+    let here = here.again(&rig.env, dir.path()).await;
+    let (web, became) = here.takes_up("web").await;
+    assert_eq!(became, Became::InDoubt);
+    let error = web.resume().await.expect_err("it runs elsewhere");
+    assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
+    let report = web.recover_migration(peer(&rig)).await.expect("it is told");
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    let is_off = |seen: &driver::Observed| seen.run == Run::Off;
+    let off = web.wait_for(is_off, Instant::now() + 20 * SECOND).await;
+    off.expect("its QEMU here ends");
+    let moved = rig.driver.by_uuid(web.uuid()).expect("it is there");
+    assert!(moved.query_status().await.expect("it answers").running);
+    counts_on(&rig).await;
+}
+
+pub(super) async fn a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back(
+    rig: Rig,
+) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let here = Daemon::begin(&rig.env, dir.path()).await;
+    let domain = begins_to_move(&here, &rig, Deaf::new(&rig), slow()).await;
+    assert!(is_performing(&domain).await);
+    drop(domain);
+    let here = here.again(&rig.env, dir.path()).await;
+    // A QEMU in the middle of sending may refuse a part of the greeting, and is asked all the same.
+    let (web, _) = here.takes_up("web").await;
+    let report = web.recover_migration(peer(&rig)).await.expect("it is told");
+    assert_eq!((report.owner, report.settled), (Owner::Source, true));
+    assert!(web.query_status().await.expect("it answers").running);
+    assert!(rig.driver.by_uuid(web.uuid()).is_none(), "it was forgotten");
+    counts_on(&rig).await;
+}
+
+/// Boots a guest in a daemon that is about to die, and begins to move it.
+async fn begins_to_move(here: &Daemon, rig: &Rig, peer: Deaf, options: MigrateOptions) -> Domain {
+    let started = here.driver.start(rig.guest("web"), StartOptions::default());
+    let domain = here.runtime().spawn(started.into_future()).await;
+    let domain = domain.expect("no panic").expect("it starts");
+    let booted = domain.wait_agent().deadline(60 * SECOND);
+    booted.await.expect("it boots");
+    here.runtime()
+        .spawn(domain.migrate(Arc::new(peer), options).into_future());
+    domain
+}
