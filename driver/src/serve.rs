@@ -72,6 +72,9 @@ impl Driver {
     /// daemon is gone; one that breaks, or is cut by the shutdown, tears no migration: its source asks again. While the
     /// driver waits for its last operations, guests that are on their way still arrive, and no new one is begun.
     ///
+    /// The door is for what the daemons ask each other. A guest's memory goes from QEMU to QEMU over a unix socket, so both
+    /// are on one host for now, whatever the door.
+    ///
     /// Must be called in a tokio runtime.
     pub fn serve_migrations(&self, door: Door, options: Options) {
         let context = self.context();
@@ -153,5 +156,87 @@ async fn attend(caller: Caller, destination: &Destination, options: &Options) {
     };
     if let Err(error) = attended.await {
         warn!(%error, "nobody to serve was found behind a connection");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_migrate::wire::{AllowList, UnixDial, WirePeer};
+    use remote_migrate::{Answer, Call, Epoch, MigrationId, Peer, PeerError, Reply, Request, Side};
+    use tempfile::TempDir;
+    use transport_host::Transports;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn us() -> Options {
+        Options::new(AllowList::nobody().uid(rustix::process::getuid().as_raw()))
+    }
+
+    fn serving(dir: &TempDir, options: Options) -> (Driver, WirePeer) {
+        let transports = Transports::builder().build().unwrap();
+        let driver = Driver::builder(transports, dir.path().join("run"))
+            .build()
+            .unwrap();
+        let socket = dir.path().join("wire");
+        let listener = UnixListener::bind(&socket).unwrap();
+        driver.serve_migrations(Door::unix(listener), options);
+        (driver, WirePeer::new(UnixDial::new(socket), us()))
+    }
+
+    async fn ask(peer: &WirePeer) -> Result<Answer, PeerError> {
+        let request = Request {
+            migration: MigrationId::random(),
+            epoch: Epoch::FIRST,
+            domain: Uuid::new_v4(),
+            call: Call::Status(Side::Destination),
+        };
+        let limit = Instant::now() + Duration::from_secs(10);
+        peer.ask(request, limit).await
+    }
+
+    #[tokio::test]
+    async fn who_is_on_the_list_is_answered_and_who_is_not_is_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_driver, peer) = serving(&dir, us());
+        assert_eq!(ask(&peer).await.unwrap().reply, Reply::Unknown);
+
+        let dir = tempfile::tempdir().unwrap();
+        let (_driver, peer) = serving(&dir, Options::new(AllowList::nobody()));
+        let error = ask(&peer).await.unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+        let why: Vec<_> = causes.map(ToString::to_string).collect();
+        assert!(why.concat().contains("allow-list"), "{why:?}");
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_hangs_up_and_nobody_is_let_in_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (driver, peer) = serving(&dir, us());
+        ask(&peer).await.unwrap();
+        let mut link = peer.link().watch();
+        let limit = Instant::now() + Duration::from_secs(10);
+        driver.shutdown(limit).await.unwrap();
+        link.wait_for(|state| !state.up).await.unwrap();
+        ask(&peer).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn more_connections_than_places_wait_and_are_served_once_one_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_driver, peer) = serving(&dir, us());
+        let dial = || WirePeer::new(UnixDial::new(dir.path().join("wire")), us());
+        let mut all = Vec::new();
+        for _ in 0..PLACES {
+            let peer = dial();
+            ask(&peer).await.unwrap();
+            all.push(peer);
+        }
+        let (waits, leaves) = tokio::join!(ask(&peer), async {
+            tokio::task::yield_now().await;
+            drop(all.pop());
+        });
+        assert_eq!(waits.unwrap().reply, Reply::Unknown);
+        drop((leaves, all));
     }
 }
