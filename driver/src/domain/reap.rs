@@ -158,6 +158,9 @@ async fn finish(domain: &Arc<Inner>, live: &Arc<Live>) {
     domain.clear_live(live);
 }
 
+/// What each QEMU says once, before we connect.
+const WAITS: &str = "info: QEMU waiting for connection on";
+
 /// The end of what QEMU said on its standard error.
 pub(crate) fn last_words(run_dir: &Path) -> String {
     const ENOUGH: u64 = 1024;
@@ -174,7 +177,7 @@ pub(crate) fn last_words(run_dir: &Path) -> String {
     let mut lines: Vec<_> = text
         .lines()
         .map(str::trim)
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.contains(WAITS))
         .rev()
         .take(3)
         .collect();
