@@ -17,19 +17,20 @@ mod migration;
 mod save;
 mod seams;
 mod silence;
+mod transports;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
-    if let Some(code) = agent::freezer() {
+    if let Some(code) = agent::freezer().or_else(transports::visitor) {
         return code;
     }
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 11] = [
+    let modules: [(&str, harness::Tests); 12] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ("save", save::TESTS),
         ("seams", seams::TESTS),
         ("silence", silence::TESTS),
+        ("transports", transports::TESTS),
     ];
     let trials: Vec<Trial> = modules
         .into_iter()
