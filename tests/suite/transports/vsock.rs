@@ -30,6 +30,8 @@ pub(super) async fn the_vsock_plugin_conforms_in_a_guest_whose_kernel_has_the_lo
     let output = inside.run(&format!("{LIBRARIES} /mnt/kernel")).await;
     assert!(output.contains("2 passed; 0 failed; 0 ignored"), "{output}");
 
+    // The kit fills a backlog, and a processor that is emulated takes half a minute for the 4096 of the default.
+    inside.run("echo 64 >/proc/sys/net/core/somaxconn").await;
     let judge = "/mnt/conformance /run/plugins/libtransport_vsock.so vsock:1:any --short";
     let output = inside.run(&format!("{LIBRARIES} {judge}")).await;
     assert!(output.contains(" 0 broken"), "{output}");

@@ -14,7 +14,7 @@ use transport_abi::{CannotListen, Dial, Failure, Request, Step, Table, Transport
 use transport_host::{Deadline, Error, ErrorKind, Stream, Transports};
 
 use crate::process::{Held, beat};
-use crate::report::{Check, Clause, Trouble, must};
+use crate::report::{Check, Clause, Trouble, must, with_causes};
 use crate::subject::{Needs, Subject, soon};
 
 pub(crate) const CLAUSES: &[Clause] = &[
@@ -214,7 +214,7 @@ async fn dial_end(subject: &Subject, target: &str) -> Result<End, Trouble> {
             must(late < LATE, format!("{late:?} after its deadline"))?;
             Ok(End::ByLimit)
         }
-        Err(error) if is_refusal(&error) => Ok(End::Refused(error.to_string())),
+        Err(error) if is_refusal(&error) => Ok(End::Refused(with_causes(&error))),
         Err(error) => Err(error.into()),
     }
 }
