@@ -5,7 +5,7 @@
 //!  monitor.rs  QMP over tcp and unix: QEMU listens, or QEMU dials us
 //!  agent.rs    the agent over tcp out of a guest, over unix on this machine
 //!  vsock.rs    inside a guest, whose kernel has the loopback: the conformance kit, the agent
-//!  hybrid.rs   a guest's vsock that ends in a unix socket of this machine
+//!  hybrid.rs   a guest's vsock that ends in a unix socket of this machine, either way
 //!    ├─ inside.rs  a guest that runs programs of this machine
 //!    └─ parts.rs   what else they share: a QEMU that reports to us, an agent's paces
 //! ```
@@ -23,7 +23,10 @@ use self::agent::{
     a_qemu_ga_that_listens_on_a_unix_path_is_asked_and_known_by_its_pid,
     an_agent_behind_a_tcp_chardev_is_asked_and_runs_a_program,
 };
-use self::hybrid::an_agent_behind_a_vhost_user_vsock_is_asked_through_its_unix_socket;
+use self::hybrid::{
+    a_guest_that_dials_its_host_is_brought_to_a_unix_listener_of_ours,
+    an_agent_behind_a_vhost_user_vsock_is_asked_through_its_unix_socket,
+};
 use self::monitor::{
     a_monitor_on_tcp_is_spoken_to_and_then_taken_in_by_the_driver,
     a_monitor_on_unix_is_spoken_to_and_then_taken_in_by_the_driver,
@@ -46,4 +49,5 @@ tests! {
     the_vsock_plugin_conforms_in_a_guest_whose_kernel_has_the_loopback,
     an_agent_that_listens_on_vsock_is_asked_from_inside_its_guest,
     an_agent_behind_a_vhost_user_vsock_is_asked_through_its_unix_socket,
+    a_guest_that_dials_its_host_is_brought_to_a_unix_listener_of_ours,
 }

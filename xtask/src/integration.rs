@@ -20,7 +20,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     if device::is_wanted(filter.as_deref())
         && let Err(failure) = device::fetch()
     {
-        eprintln!("xtask: {}; its test is skipped", failure.summary());
+        eprintln!("xtask: {}; its tests are skipped", failure.summary());
     }
 
     let mut runs = vec![suite(&rig, filter.as_deref())?];

@@ -25,7 +25,7 @@ pub(super) async fn the_vsock_plugin_conforms_in_a_guest_whose_kernel_has_the_lo
     let [conformance, kernel] = built();
     kit.add(&conformance, "conformance");
     kit.add(&kernel, "kernel");
-    let inside = boot(&rig, kit).await;
+    let inside = boot(&rig, kit, &[]).await;
 
     let output = inside.run(&format!("{LIBRARIES} /mnt/kernel")).await;
     assert!(output.contains("2 passed; 0 failed; 0 ignored"), "{output}");
@@ -43,23 +43,33 @@ pub(super) async fn the_vsock_plugin_conforms_in_a_guest_whose_kernel_has_the_lo
 }
 
 pub(super) async fn an_agent_that_listens_on_vsock_is_asked_from_inside_its_guest(rig: Rig) {
-    let mut kit = Kit::new(&rig);
-    let this = std::env::current_exe().expect("this program has a path");
-    kit.add(&this, "suite");
-    let inside = boot(&rig, kit).await;
+    let inside = boot(&rig, visitors(&rig), &[]).await;
     inside.listen_on_vsock(9999).await;
-    let visit = format!("{LIBRARIES} {VISIT}='vsock:1:9999 /run/plugins' /mnt/suite");
-    let output = inside.run(&visit).await;
-    assert!(output.contains("over vsock:1:9999"), "{output}");
+    visit_from(&inside, "vsock:1:9999").await;
 }
 
-/// A guest with this kit and the plugin.
-async fn boot(rig: &Rig, mut kit: Kit) -> Inside {
+/// A guest with this kit and the plugin, and these arguments for its QEMU.
+pub(super) async fn boot(rig: &Rig, mut kit: Kit, arguments: &[String]) -> Inside {
     let plugin = rig.env.transports.join("libtransport_vsock.so");
     kit.add(&plugin, "plugins/libtransport_vsock.so");
-    let inside = Inside::boot(rig, Some(kit), &[]).await;
+    let inside = Inside::boot(rig, Some(kit), arguments).await;
     inside.run(PREPARE).await;
     inside
+}
+
+/// What a visit takes.
+pub(super) fn visitors(rig: &Rig) -> Kit {
+    let mut kit = Kit::new(rig);
+    let this = std::env::current_exe().expect("this program has a path");
+    kit.add(&this, "suite");
+    kit
+}
+
+/// Has the agent at `target` asked from inside the guest, over the plugin in there.
+pub(super) async fn visit_from(inside: &Inside, target: &str) {
+    let visit = format!("{LIBRARIES} {VISIT}='{target} /run/plugins' /mnt/suite");
+    let output = inside.run(&visit).await;
+    assert!(output.contains(&format!("over {target}")), "{output}");
 }
 
 /// Whether this process was started inside a guest; then it asks the agent it is told of, and does nothing else.
@@ -79,11 +89,10 @@ async fn visit(target: &str, plugins: &Path) {
     assert!(report.refused.is_empty(), "{:?}", report.refused);
     let transports = builder.build().expect("names differ");
     let stream = dial_once_up(&transports, target).await;
-    assert!(
-        matches!(stream.peer(), Peer::Vsock { cid: 1, port: 9999 }),
-        "{:?}",
-        stream.peer()
-    );
+    let Peer::Vsock { cid, port } = *stream.peer() else {
+        panic!("{:?}", stream.peer())
+    };
+    assert_eq!(format!("vsock:{cid}:{port}"), target);
     let (agent, version) = ask(stream).await;
     println!("qemu-ga {version} over {target}");
     let output = script(&agent, "hostname", soon()).await;

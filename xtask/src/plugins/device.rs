@@ -1,6 +1,6 @@
 //! The peer of `vsock-unix:`: a vsock device that runs beside QEMU, from the registry.
 //!
-//! It takes minutes to build, so only `integration` fetches it. Without it one test is skipped by name.
+//! It takes minutes to build, so only `integration` fetches it. Without it two tests are skipped by name.
 
 use crate::error::Failure;
 use crate::{run, workspace};
@@ -9,12 +9,14 @@ const PROGRAM: &str = "vhost-device-vsock";
 /// The one that was seen to work, with QEMU 7.2 and 10.0.
 const VERSION: &str = "0.3.0";
 /// What it is for.
-const TEST: &str =
-    "real::transports::an_agent_behind_a_vhost_user_vsock_is_asked_through_its_unix_socket";
+const TESTS: [&str; 2] = [
+    "real::transports::an_agent_behind_a_vhost_user_vsock_is_asked_through_its_unix_socket",
+    "real::transports::a_guest_that_dials_its_host_is_brought_to_a_unix_listener_of_ours",
+];
 
-/// Whether a filter of tests lets the one through that needs it.
+/// Whether a filter of tests lets one through that needs it.
 pub(crate) fn is_wanted(filter: Option<&str>) -> bool {
-    filter.is_none_or(|filter| TEST.contains(filter))
+    filter.is_none_or(|filter| TESTS.iter().any(|test| test.contains(filter)))
 }
 
 /// Builds it into `target/tools`, where the suite looks, unless the machine has it.
@@ -37,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_wanted_where_its_test_runs() {
+    fn it_is_wanted_where_its_tests_run() {
         assert!(is_wanted(None) && is_wanted(Some("transports")) && is_wanted(Some("vsock")));
         assert!(!is_wanted(Some("save")));
     }
