@@ -18,13 +18,14 @@ mod recovery;
 mod save;
 mod seams;
 mod silence;
+mod transports;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
-    if let Some(code) = agent::freezer() {
+    if let Some(code) = agent::freezer().or_else(transports::visitor) {
         return code;
     }
     let mut arguments = Arguments::from_args();
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         ("save", save::TESTS),
         ("seams", seams::TESTS),
         ("silence", silence::TESTS),
+        ("transports", transports::TESTS),
     ];
     let trials: Vec<Trial> = modules
         .into_iter()
