@@ -69,7 +69,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "verify",
-        arguments: "[job-core] [--short] [--mutants]",
+        arguments: "[job-core] [--short] [--mutants] [--miri]",
         about: "the explorations: states, interleavings, what was checked",
         run: verify::run,
     },
@@ -112,7 +112,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "ci",
         arguments: "",
-        about: "everything a merge needs: format, clippy, docs, tidy, test",
+        about: "everything a merge needs: format, clippy, docs, tidy, short explorations and faults, test",
         run: ci::run,
     },
     Task {
