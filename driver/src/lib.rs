@@ -70,7 +70,8 @@
 //! - The memory of a guest that moves goes over a unix socket, so both drivers are on one host.
 //! - A guest that was attached is not in the records: a driver that comes back does not know it.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.
-//! - What a guest writes to its serial file, and QEMU to its log, has no limit yet.
+//! - [`Serial::File`] is written by QEMU itself and has no limit; [`Serial::Log`] has one, and keeps nothing while no
+//!   driver runs.
 //!
 //! # What this crate does not know
 //!
@@ -93,6 +94,7 @@ mod error;
 mod events;
 mod guest;
 mod journal;
+mod logs;
 mod ops;
 mod process;
 mod records;

@@ -11,6 +11,7 @@ mod attach;
 mod bad_input;
 mod death;
 mod examples;
+mod floods;
 mod jobs;
 mod lifecycle;
 mod migration;
@@ -31,12 +32,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 12] = [
+    let modules: [(&str, harness::Tests); 14] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("death", death::TESTS),
         ("examples", examples::TESTS),
+        ("floods", floods::TESTS),
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),

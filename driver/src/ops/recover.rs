@@ -26,10 +26,11 @@ use uuid::Uuid;
 
 use crate::context::Context;
 use crate::domain::state::{Observation, Run};
-use crate::domain::{Domain, Inner, Live, Records, reap};
+use crate::domain::{Domain, Inner, Live, Records, STDERR, reap};
 use crate::error::{Cause, Error, ErrorKind, io as failed_to};
 use crate::events::What;
 use crate::guest::Guest;
+use crate::logs;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::save::{blocking, end as end_saved, stop_writing};
 use crate::ops::start::{LOCK, Sockets, connect, connect_monitor, give_up, refuse_if_running};
@@ -341,6 +342,11 @@ async fn find(mut op: AsyncOp, record: Running, deadline: Deadline) -> Result<Be
     let pid = Some(process.pid());
     let live = Arc::new(Live::new(generation, Some(Arc::new(process)), true));
     domain.0.set_live(&live)?;
+    let stderr = domain.0.run_dir().join(STDERR);
+    match logs::reader(&stderr) {
+        Ok(said) => live.keep_logs(&domain.0, &record.guest, said),
+        Err(error) => warn!(domain = domain.name(), %error, "what QEMU says is not kept"),
+    }
     domain.0.observe(Observation::Launched { generation, pid });
     domain.0.observe(Observation::Lost);
     let watchers = &domain.0.context.watchers;
