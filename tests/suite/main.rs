@@ -14,6 +14,7 @@ mod examples;
 mod jobs;
 mod lifecycle;
 mod migration;
+mod monitor;
 mod save;
 mod seams;
 mod silence;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 11] = [
+    let modules: [(&str, harness::Tests); 12] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
+        ("monitor", monitor::TESTS),
         ("save", save::TESTS),
         ("seams", seams::TESTS),
         ("silence", silence::TESTS),
