@@ -31,6 +31,7 @@ const MOST_ROOM: usize = 32 * 1024;
 /// # Panics
 ///
 /// When that does not hold.
+#[expect(clippy::must_use_candidate, reason = "a fuzzer runs it for its panics")]
 pub fn frame(input: &[u8]) -> usize {
     let Some((&count, rest)) = input.split_first() else {
         return 0;
@@ -91,6 +92,7 @@ fn objects(cuts: &[u8], stream: &[u8]) -> (Vec<Vec<u8>>, Result<usize, FrameErro
 /// # Panics
 ///
 /// When that does not hold.
+#[expect(clippy::must_use_candidate, reason = "a fuzzer runs it for its panics")]
 pub fn protocol(input: &[u8]) -> Heard {
     let mut run = Run::new();
     let mut rest = input;

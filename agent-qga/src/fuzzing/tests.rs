@@ -25,10 +25,13 @@ proptest! {
     }
 }
 
+/// The folder of its inputs, and what runs one.
+type Target = (&'static str, fn(&[u8]));
+
 #[test]
 fn the_committed_corpus_holds() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
-    let targets: [(&str, fn(&[u8])); 2] = [
+    let targets: [Target; 2] = [
         ("agent_lines", |input| {
             lines(input);
         }),
