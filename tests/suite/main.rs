@@ -15,6 +15,7 @@ mod floods;
 mod jobs;
 mod lifecycle;
 mod migration;
+mod monitor;
 mod recovery;
 mod save;
 mod seams;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 14] = [
+    let modules: [(&str, harness::Tests); 15] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
+        ("monitor", monitor::TESTS),
         ("recovery", recovery::TESTS),
         ("save", save::TESTS),
         ("seams", seams::TESTS),

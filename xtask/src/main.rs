@@ -99,8 +99,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "fuzz",
-        arguments: "TARGET [--seconds N|--runs N]",
-        about: "coverage-guided fuzzing of one parser or protocol machine",
+        arguments: "TARGET [--seconds N|--runs N] | hostile [--strings N] [--seed N]",
+        about: "coverage-guided fuzzing of one parser or protocol machine; hostile strings through all",
         run: fuzz::run,
     },
     Task {
@@ -217,6 +217,8 @@ mod tests {
             "qmp-check --all",
             "fuzz",
             "fuzz monitor_frame --seconds soon",
+            "fuzz hostile --strings many",
+            "fuzz hostile --seed",
         ] {
             let Err(Failure::Usage(text)) = dispatch(&words(line)) else {
                 panic!("accepted: {line}")
