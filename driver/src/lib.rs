@@ -92,6 +92,7 @@ mod domain;
 mod driver;
 mod error;
 mod events;
+mod explain;
 mod guest;
 mod journal;
 mod logs;
@@ -101,6 +102,7 @@ mod records;
 mod recovery;
 mod registry;
 mod save_file;
+mod stats;
 mod store;
 mod wire;
 
@@ -113,12 +115,14 @@ pub use domain::{Domain, Records, Row};
 pub use driver::Driver;
 pub use error::{Blame, Effect, Error, ErrorKind};
 pub use events::{News, Notice, Subscription, What};
+pub use explain::Explanation;
 pub use guest::{Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Serial};
 pub use ops::{
     AgentOp, AsyncOp, Became, Call, Deadline, MigrateOptions, Op, Recovered, SaveOptions, Saved,
     StartOptions,
 };
 pub use process::{Exit, Launch, Launcher, Plain, Process};
+pub use stats::{Stats, StatsRow};
 pub use store::{FileStore, Found, MemoryStore, Shelf, StateStore};
 
 #[cfg(doctest)]

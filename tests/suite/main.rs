@@ -9,6 +9,7 @@ mod rig;
 mod agent;
 mod attach;
 mod bad_input;
+mod bulk;
 mod death;
 mod examples;
 mod floods;
@@ -33,10 +34,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 15] = [
+    let modules: [(&str, harness::Tests); 16] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
+        ("bulk", bulk::TESTS),
         ("death", death::TESTS),
         ("examples", examples::TESTS),
         ("floods", floods::TESTS),
