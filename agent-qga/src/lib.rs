@@ -90,6 +90,10 @@
     test,
     allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")
 )]
+#![expect(
+    unexpected_cfgs,
+    reason = "cargo-fuzz sets `fuzzing`, and only it opens the inside to its targets"
+)]
 
 mod agent;
 mod command;
@@ -98,6 +102,10 @@ mod error;
 mod ext;
 mod file;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+#[cfg(test)]
+mod hostile;
 mod lease;
 pub mod protocol;
 mod stream;

@@ -6,7 +6,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use agent_qga::{Agent, Limits, Options, Qga as _, QgaExt as _, Signal};
+use agent_qga::{Agent, Limits, Options, Qga as _, QgaExt as _, Signal, digest_in_guest};
 use futures::poll;
 use serde_json::json;
 use tests::fake_guest::{Act, FakeGuest, Syncs, Table};
@@ -40,7 +40,11 @@ fn agent(syncs: Syncs) -> Agent {
 }
 
 async fn assert_answers_reach_their_callers(agent: &Agent, context: &str) {
-    for number in 0..5 {
+    assert_so_many_reach_their_callers(10, agent, context).await;
+}
+
+async fn assert_so_many_reach_their_callers(count: u64, agent: &Agent, context: &str) {
+    for number in 0..count {
         let arguments = json!({ "number": number });
         let answer = agent.execute_raw("guest-echo", arguments, soon()).await;
         assert_eq!(answer.unwrap(), number, "{context}");
@@ -67,7 +71,7 @@ async fn drop_at_every_poll(name: &str, syncs: Syncs, call: impl AsyncFn(&Agent)
         let agent = agent(syncs);
         let ended = dropped_after(polls, call(&agent)).await;
         let context = format!("{name} dropped after {polls} polls");
-        assert_answers_reach_their_callers(&agent, &context).await;
+        assert_so_many_reach_their_callers(100, &agent, &context).await;
         if ended {
             break;
         }
@@ -196,4 +200,28 @@ async fn an_answer_cut_at_any_byte_is_the_same_answer() {
         assert_eq!(name.host_name, "a \"quoted\\ näme", "cut at {at}");
         assert_answers_reach_their_callers(&agent, &format!("cut at {at}")).await;
     }
+}
+
+#[test]
+fn a_digest_dropped_at_any_poll_shifts_no_answer() {
+    step_by_step(async {
+        drop_at_every_poll("digest", Syncs::Answered, async |agent| {
+            // This guest's program says no digest: the way there and back is the same.
+            let told = digest_in_guest(agent, "/f", soon()).await;
+            told.unwrap_err();
+        })
+        .await;
+    });
+}
+
+#[test]
+fn waiting_for_the_end_dropped_at_any_poll_shifts_no_answer() {
+    step_by_step(async {
+        let agent = agent(Syncs::Answered);
+        for polls in 0..20 {
+            let ended = dropped_after(polls, agent.closed()).await;
+            assert!(!ended, "it is open");
+            assert_answers_reach_their_callers(&agent, "closed").await;
+        }
+    });
 }

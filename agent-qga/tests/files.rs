@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_qga::{
-    Agent, CHUNK, Digest, Error, ErrorKind, GuestFile, Limits, Options, Piece, Ping, ProgramStream,
-    Qga, QgaExt as _, digest_in_guest, download, upload,
+    Agent, CHUNK, Digest, Error, ErrorKind, GuestFile, Limits, Options, Piece, ProgramStream, Qga,
+    QgaExt as _, SyncDelimited, digest_in_guest, download, upload,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -371,7 +371,10 @@ fn drop_at_every_poll(name: &str, act: impl AsyncFn(Arc<dyn Qga>)) {
                 open, 0,
                 "{name} dropped after {polls} polls left files open"
             );
-            agent.execute(Ping, soon()).await.unwrap();
+            for id in 0..100 {
+                let answer = agent.execute(SyncDelimited { id }, soon()).await;
+                assert_eq!(answer.unwrap(), id, "{name} dropped after {polls} polls");
+            }
             if ended.is_some() {
                 break;
             }
@@ -403,6 +406,18 @@ fn an_upload_dropped_at_any_poll_leaves_no_file_open() {
 fn a_streamed_program_dropped_at_any_poll_leaves_no_file_open() {
     drop_at_every_poll("stream", async |agent| {
         listen(agent, Limits::default()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_file_dropped_at_any_poll_of_its_life_leaves_none_open() {
+    drop_at_every_poll("a file's life", async |agent| {
+        let mut file = GuestFile::open(agent, "/f", "r+", soon()).await.unwrap();
+        file.write(b"words", soon()).await.unwrap();
+        file.seek(0, soon()).await.unwrap();
+        file.read(5, soon()).await.unwrap();
+        file.flush(soon()).await.unwrap();
+        file.close(soon()).await.unwrap();
     });
 }
 

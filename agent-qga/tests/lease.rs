@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use agent_qga::{
     Agent, Effect, Error, ErrorKind, FileLeases, FreezeEnd, FreezeLease, FreezePlan, FreezeState,
-    FsfreezeStatus, FsfreezeThaw, GetHostName, LeaseRecord, LeaseStore, MemoryLeases, Options,
-    Ping, Qga, QgaExt as _, Recovered, ThawedBy, freeze, recover,
+    FsfreezeStatus, FsfreezeThaw, GetHostName, LeaseRecord, LeaseStore, MemoryLeases, Options, Qga,
+    QgaExt as _, Recovered, SyncDelimited, ThawedBy, freeze, recover,
 };
 use futures::poll;
 use serde_json::{Value, json};
@@ -504,7 +504,10 @@ fn drop_at_every_poll(name: &str, act: impl AsyncFn(Arc<dyn Qga>, Arc<MemoryLeas
                 "{name} dropped after {polls} polls"
             );
             assert_eq!(records(&store), 0, "{name} dropped after {polls} polls");
-            agent.execute(Ping, within(30)).await.unwrap();
+            for id in 0..100 {
+                let answer = agent.execute(SyncDelimited { id }, within(30)).await;
+                assert_eq!(answer.unwrap(), id, "{name} dropped after {polls} polls");
+            }
             if ended.is_some() {
                 break;
             }

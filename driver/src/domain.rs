@@ -23,7 +23,7 @@ use crate::events::{Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
 use crate::records::Running;
-pub(crate) use live::{Live, resync};
+pub(crate) use live::{Live, SERIAL, STDERR, resync};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
 use state::{Observation, Observed, Run};
 

@@ -155,8 +155,12 @@ pub enum Serial {
     /// Nowhere: the guest has no serial port.
     #[default]
     None,
-    /// Appended to a file.
+    /// Appended to a file, by QEMU itself: nothing is lost while no driver runs, and nothing keeps the guest from filling
+    /// the disk.
     File(PathBuf),
+    /// Appended to a file by the driver. At a length of 1 MiB it becomes the older one, with `.1` behind its name; a guest
+    /// that writes more than 1 MiB a second is slowed down. What it writes while no driver runs is dropped.
+    Log(PathBuf),
 }
 
 /// The channel of the guest agent.
@@ -251,7 +255,7 @@ impl Guest {
             .iter()
             .map(|disk| ("disks.path", Some(&disk.path)));
         let serial = match &self.serial {
-            Serial::File(path) => Some(("serial", Some(path))),
+            Serial::File(path) | Serial::Log(path) => Some(("serial", Some(path))),
             Serial::None => None,
         };
         for (member, path) in kernel.chain(disks).chain(serial) {

@@ -46,6 +46,18 @@
 //!   guest can touch the next.
 //! - [`Domain::destroy`] takes no job: nothing that is stuck is in its way.
 //!
+//! - What runs, and the async job that is at it, is written down before it is begun. A driver that comes back after a
+//!   `kill -9` at any instant knows its guests at once, finds each again under a job of its own, and finishes or undoes what
+//!   was interrupted ([`Driver::recovered`]); one that cannot be reached is tried again, and never ended for that.
+//!
+//! ```text
+//!  RUN_DIR/lock                       one driver a directory
+//!  RUN_DIR/UUID/                      sockets and log of a guest that runs; `lock` is QEMU's own
+//!  RUN_DIR/records/UUID.json          what runs, in which process, and the job at it
+//!  STATE_DIR/domains/UUID.json        definitions, whether they run or not
+//!  STATE_DIR/migrations/ID-SIDE.json  migrations that are not settled on both sides
+//! ```
+//!
 //! # Operations of one's own
 //!
 //! [`Domain::run`], [`Domain::run_agent`] and [`Domain::run_async`] are what the operations here are written with. Six
@@ -54,11 +66,12 @@
 //! # Limits
 //!
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
-//! - Records are kept in memory: a restarted daemon finds its guests' sockets below the run directory, and attaches.
 //! - An attached guest's agent is out of reach; one whose process is not known is ended through its monitor, under a job.
-//! - A guest moves between drivers of one host: the peer is in-process, the memory goes over a unix socket, and the journal
-//!   of migrations is in memory unless [`Builder::journal`] gives another.
-//! - What a guest writes to its serial file, and QEMU to its log, has no limit yet.
+//! - The memory of a guest that moves goes over a unix socket, so both drivers are on one host.
+//! - A guest that was attached is not in the records: a driver that comes back does not know it.
+//! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.
+//! - [`Serial::File`] is written by QEMU itself and has no limit; [`Serial::Log`] has one, and keeps nothing while no
+//!   driver runs.
 //!
 //! # What this crate does not know
 //!
@@ -79,8 +92,10 @@ mod domain;
 mod driver;
 mod error;
 mod events;
+mod explain;
 mod guest;
 mod journal;
+mod logs;
 mod ops;
 mod process;
 mod records;
@@ -88,6 +103,7 @@ mod recovery;
 mod registry;
 mod save_file;
 mod serve;
+mod stats;
 mod store;
 mod wire;
 
@@ -100,6 +116,7 @@ pub use domain::{Domain, Records, Row};
 pub use driver::Driver;
 pub use error::{Blame, Effect, Error, ErrorKind};
 pub use events::{News, Notice, Subscription, What};
+pub use explain::Explanation;
 pub use guest::{Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Serial};
 pub use ops::{
     AgentOp, AsyncOp, Became, Call, Deadline, MigrateOptions, Op, Recovered, SaveOptions, Saved,
@@ -107,6 +124,7 @@ pub use ops::{
 };
 pub use process::{Exit, Launch, Launcher, Plain, Process};
 pub use serve::Door;
+pub use stats::{Stats, StatsRow};
 pub use store::{FileStore, Found, MemoryStore, Shelf, StateStore};
 
 #[cfg(doctest)]

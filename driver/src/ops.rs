@@ -227,7 +227,11 @@ impl Domain {
             let result = body(lent)
                 .await
                 .map_err(|error| error.told_of(&name, &domain.0.name));
-            domain.0.job_is_over(id).await;
+            // A guest that is gone takes its record along; one whose connection was lost alone is settled once it is back.
+            let is_gone = |error: &Error| error.kind() == ErrorKind::Gone;
+            if !result.as_ref().is_err_and(is_gone) {
+                domain.0.job_is_over(id).await;
+            }
             let outcome = outcome(result.as_ref().err());
             let job = home.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(job) = job {

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_connections_than_places_wait_and_are_served_once_one_is_free() {
+    async fn whoever_finds_all_places_taken_is_served_once_one_is_free() {
         let dir = tempfile::tempdir().unwrap();
         let (_driver, peer) = serving(&dir, us());
         let dial = || WirePeer::new(UnixDial::new(dir.path().join("wire")), us());

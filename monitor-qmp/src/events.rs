@@ -5,7 +5,7 @@
 //! What ends something is left out last.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, VecDeque},
     fmt,
     hash::{BuildHasher as _, RandomState},
     pin::Pin,
@@ -32,7 +32,8 @@ pub fn events(capacity: usize) -> (EventQueue, Events) {
     let shared = Arc::new(Mutex::new(Queue {
         capacity: capacity.max(1),
         hasher: RandomState::new(),
-        entries: BTreeMap::new(),
+        slots: VecDeque::new(),
+        held: 0,
         known: 0,
         newest: HashMap::new(),
         lasting: 0,
@@ -66,7 +67,10 @@ pub enum Notice {
 struct Queue {
     capacity: usize,
     hasher: RandomState,
-    entries: BTreeMap<u64, Entry>,
+    /// In the order of their places.
+    slots: VecDeque<Slot>,
+    /// Slots that are not empty.
+    held: usize,
     /// From this place on the entries have no subject yet.
     known: u64,
     /// The newest entry of each subject that is known.
@@ -79,6 +83,12 @@ struct Queue {
     closed: Option<Closed>,
     abandoned: bool,
     waker: Option<Waker>,
+}
+
+/// Where an event is, or was until it was left out from between others.
+struct Slot {
+    place: u64,
+    entry: Option<Entry>,
 }
 
 struct Entry {
@@ -118,16 +128,25 @@ impl Subject {
     }
 }
 
+/// A queue that is read empty keeps room for so many events, and no more.
+const IDLE_SLOTS: usize = 64;
+
 impl Queue {
     fn push(&mut self, event: Event) {
-        let entry = Entry {
+        let entry = Some(Entry {
             event,
             subject: None,
-        };
-        self.entries.insert(self.next, entry);
+        });
+        let place = self.next;
+        self.slots.push_back(Slot { place, entry });
         self.next += 1;
-        if self.entries.len() > self.capacity {
+        self.held += 1;
+        if self.held > self.capacity {
             self.make_room();
+        }
+        // As many empty slots as events: each of them has paid for being looked at once.
+        if self.slots.len() > 2 * self.held.max(IDLE_SLOTS) {
+            self.slots.retain(|slot| slot.entry.is_some());
         }
     }
 
@@ -135,23 +154,26 @@ impl Queue {
     /// there is room for them.
     fn make_room(&mut self) {
         let newcomer = self.next - 1;
-        let fresh = self.entries.range_mut(self.known..newcomer);
-        for (place, entry) in fresh {
+        let fresh = self.slots.partition_point(|slot| slot.place < self.known);
+        for slot in self.slots.range_mut(fresh..) {
+            let Some(entry) = &mut slot.entry else {
+                continue;
+            };
             let subject = *entry
                 .subject
                 .insert(Subject::of(&entry.event, &self.hasher));
-            self.newest.insert(subject.hash, *place);
-            self.lasting += usize::from(subject.lasting);
+            if slot.place != newcomer {
+                self.newest.insert(subject.hash, slot.place);
+                self.lasting += usize::from(subject.lasting);
+            }
         }
         self.known = self.next;
 
-        let Some(entry) = self.entries.get_mut(&newcomer) else {
+        let last = self.slots.back().and_then(|slot| slot.entry.as_ref());
+        let Some(subject) = last.and_then(|entry| entry.subject) else {
             return;
         };
-        let subject = *entry
-            .subject
-            .insert(Subject::of(&entry.event, &self.hasher));
-        let others = self.entries.len() - 1;
+        let others = self.held - 1;
         if let Some(&older) = self.newest.get(&subject.hash) {
             self.remove(older);
             self.missed += 1;
@@ -168,9 +190,9 @@ impl Queue {
     /// oldest; of those that end something only if `lasting`.
     fn leave_one_out(&mut self, newcomer: u64, lasting: bool) {
         let allowed = || {
-            let earlier = self.entries.range(..newcomer);
+            let earlier = self.slots.iter().filter(|slot| slot.place != newcomer);
             earlier
-                .filter_map(|(place, entry)| Some((*place, entry.subject?)))
+                .filter_map(|slot| Some((slot.place, slot.entry.as_ref()?.subject?)))
                 .filter(|(_, subject)| lasting || !subject.lasting)
         };
         let superseded = allowed().find(|(place, subject)| self.newest[&subject.hash] != *place);
@@ -181,19 +203,34 @@ impl Queue {
     }
 
     fn pop(&mut self) -> Option<Event> {
-        let place = *self.entries.first_key_value()?.0;
-        self.remove(place)
+        while let Some(Slot { place, entry }) = self.slots.pop_front() {
+            if let Some(entry) = entry {
+                return Some(self.forget(place, entry));
+            }
+        }
+        if self.slots.capacity() > 16 * IDLE_SLOTS {
+            self.slots.shrink_to(IDLE_SLOTS);
+        }
+        None
     }
 
-    fn remove(&mut self, place: u64) -> Option<Event> {
-        let entry = self.entries.remove(&place)?;
+    fn remove(&mut self, place: u64) {
+        let found = self.slots.binary_search_by_key(&place, |slot| slot.place);
+        let slot = found.ok().and_then(|at| self.slots.get_mut(at));
+        if let Some(entry) = slot.and_then(|slot| slot.entry.take()) {
+            self.forget(place, entry);
+        }
+    }
+
+    fn forget(&mut self, place: u64, entry: Entry) -> Event {
+        self.held -= 1;
         if let Some(subject) = entry.subject {
             self.lasting -= usize::from(subject.lasting);
             if self.newest.get(&subject.hash) == Some(&place) {
                 self.newest.remove(&subject.hash);
             }
         }
-        Some(entry.event)
+        entry.event
     }
 }
 

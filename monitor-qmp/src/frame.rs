@@ -169,37 +169,29 @@ enum Scan {
 impl Scanner {
     fn scan(&mut self, input: &[u8], max_depth: usize) -> Scan {
         let mut at = 0;
-        while let Some(&byte) = input.get(at) {
-            if self.escaped {
-                self.escaped = false;
-                at += 1;
-                continue;
-            }
+        loop {
             if self.in_string {
-                let Some(found) = memchr2(b'"', b'\\', &input[at..]) else {
-                    break;
-                };
-                at += found;
-                match input[at] {
-                    b'"' => self.in_string = false,
-                    _ => self.escaped = true,
+                match self.string_end(&input[at..]) {
+                    Some(length) => at += length,
+                    None => return Scan::Inside,
                 }
-                at += 1;
-                continue;
             }
-            match byte {
-                b' ' | b'\t' | b'\r' | b'\n' => {}
+            // What lies between brackets and strings is most of it, and of no interest here.
+            let Some(found) = input[at..].iter().position(|byte| self.stops_at(*byte)) else {
+                break;
+            };
+            at += found;
+            match input[at] {
+                b'"' if self.depth > 0 => self.in_string = true,
                 b'{' => self.depth += 1,
-                _ if self.depth == 0 => return Scan::Stray(at),
-                b'[' => self.depth += 1,
-                b'"' => self.in_string = true,
-                b'}' | b']' => {
+                b'[' if self.depth > 0 => self.depth += 1,
+                b'}' | b']' if self.depth > 0 => {
                     self.depth -= 1;
                     if self.depth == 0 {
                         return Scan::Complete(at + 1);
                     }
                 }
-                _ => {}
+                _ => return Scan::Stray(at),
             }
             if self.depth > max_depth {
                 return Scan::TooDeep;
@@ -211,6 +203,47 @@ impl Scanner {
         } else {
             Scan::Inside
         }
+    }
+
+    /// Whether a byte outside of strings has to be looked at.
+    fn stops_at(&self, byte: u8) -> bool {
+        const BRACKETS_AND_QUOTE: [bool; 256] = {
+            let mut table = [false; 256];
+            let stops = b"{}[]\"";
+            let mut at = 0;
+            while at < stops.len() {
+                table[stops[at] as usize] = true;
+                at += 1;
+            }
+            table
+        };
+        if self.depth > 0 {
+            BRACKETS_AND_QUOTE[usize::from(byte)]
+        } else {
+            !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+        }
+    }
+
+    /// The length of what is left of a string, its closing quote included, if it ends here.
+    fn string_end(&mut self, input: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        if self.escaped && !input.is_empty() {
+            self.escaped = false;
+            at = 1;
+        }
+        while let Some(found) = memchr2(b'"', b'\\', &input[at..]) {
+            at += found + 1;
+            if input[at - 1] == b'"' {
+                self.in_string = false;
+                return Some(at);
+            }
+            if at == input.len() {
+                self.escaped = true;
+                return None;
+            }
+            at += 1;
+        }
+        None
     }
 }
 

@@ -81,7 +81,12 @@ fn present<'de, D: Deserializer<'de>>(input: D) -> Result<Option<&'de RawValue>,
 
 impl<'a> Message<'a> {
     pub(crate) fn parse(text: &'a [u8]) -> Result<Self, serde_json::Error> {
-        let envelope: Envelope<'a> = serde_json::from_slice(text)?;
+        let envelope: Envelope<'a> = match str::from_utf8(text) {
+            // Looked at once for the whole message, not once for each of its strings.
+            Ok(text) => serde_json::from_str(text)?,
+            // Still an answer, if the offending string is one that nobody reads.
+            Err(_) => serde_json::from_slice(text)?,
+        };
         let id = match envelope.id {
             None => Id::Missing,
             Some(id) => id.get().parse().map_or(Id::Foreign, Id::Number),

@@ -232,6 +232,11 @@ impl<W> Protocol<W> {
         }
     }
 
+    /// Whether a command waits to be sent.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.urgent.is_empty()
+    }
+
     /// Anything at all was read: QEMU lives.
     pub(crate) fn heard(&mut self) {
         self.listening = false;

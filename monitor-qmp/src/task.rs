@@ -15,6 +15,7 @@ use std::{
 
 use tokio::{
     io::AsyncReadExt as _,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -143,8 +144,14 @@ impl<S: Wire, K: EventSink> Task<S, K> {
     pub(crate) async fn serve(&mut self) -> Closed {
         loop {
             // What was read together with the greeting is here before anything else is read.
-            if let Err(why) = self.handle_messages() {
-                return why;
+            match self.handle_messages() {
+                Ok(answered) if answered && self.ending.shared.lock().has_waiting() => {
+                    // Whoever was answered may have more to say, and QEMU reads it with what
+                    // waits here: one write instead of two.
+                    yield_now().await;
+                }
+                Ok(_) => {}
+                Err(why) => return why,
             }
             if let Err(why) = self.prepare() {
                 return why;
@@ -238,9 +245,14 @@ impl<S: Wire, K: EventSink> Task<S, K> {
         .await
     }
 
-    fn handle_messages(&mut self) -> Result<(), Closed> {
-        let mut answered = false;
+    /// Hands over what was read. Says whether there was an answer in it.
+    fn handle_messages(&mut self) -> Result<bool, Closed> {
+        let (mut heard, mut answered) = (false, false);
         while let Some(text) = self.decoder.next().map_err(violation)? {
+            if !heard {
+                heard = true;
+                self.ending.shared.lock().heard();
+            }
             self.sequence += 1;
             let message = Message::parse(text)
                 .map_err(|error| violation(format!("{error} in \"{}\"", frame::excerpt(text))))?;
@@ -249,7 +261,7 @@ impl<S: Wire, K: EventSink> Task<S, K> {
         if answered {
             self.ending.shared.changed.notify_waiters();
         }
-        Ok(())
+        Ok(answered)
     }
 
     /// QEMU's last words (a SHUTDOWN, a reply to `quit`) may still wait to be read.
@@ -309,7 +321,6 @@ impl<K: EventSink> Ending<K> {
                 data,
                 timestamp,
             } => {
-                self.shared.lock().heard();
                 self.event(Event {
                     name: name.into_owned(),
                     data: data.map(ToOwned::to_owned),
@@ -348,9 +359,7 @@ impl<K: EventSink> Ending<K> {
                 true
             }
             Message::Greeting(_) | Message::Other => {
-                let mut protocol = self.shared.lock();
-                protocol.heard();
-                protocol.counters.unknown += 1;
+                self.shared.lock().counters.unknown += 1;
                 false
             }
         }
@@ -368,9 +377,7 @@ impl<K: EventSink> Ending<K> {
     }
 
     fn reply(&self, id: Id, refused: bool) -> Addressee<Waiter> {
-        let mut protocol = self.shared.lock();
-        protocol.heard();
-        protocol.reply(id, refused)
+        self.shared.lock().reply(id, refused)
     }
 
     fn report(&mut self, health: Health) {

@@ -3,12 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::{
+    fs,
     future::{Future, poll_fn},
-    pin::pin,
+    io,
+    pin::{Pin, pin},
     task::Poll,
 };
 
-use monitor_qmp::{Command, Effect, Monitor, NoFds, Options, command::*};
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use monitor_qmp::{
+    Command, Dial, Effect, Error, Monitor, NoFds, Notice, Options, Patience, Qmp, Reconnect,
+    Schema, Settled, command::*, events,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tests::fake_qemu::{Answer, Answers, FakeQemu};
@@ -111,6 +118,144 @@ async fn drop_calls_at_every_poll() {
     }
 }
 
+/// What a future of the drop law is made of.
+type Act = for<'a> fn(&'a Monitor) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Every future of a monitor and of what stands in for one, but `connect` and the streams, which
+/// have tests of their own.
+const EVERY_FUTURE: &[(&str, Act)] = &[
+    ("execute", |monitor| {
+        Box::pin(async {
+            let _told = monitor.execute(Echo { n: 1 }, soon()).await.unwrap();
+        })
+    }),
+    ("execute_oob", |monitor| {
+        Box::pin(async {
+            let _told = monitor.execute_oob(QueryYank, soon()).await.unwrap();
+        })
+    }),
+    ("execute_raw", |monitor| {
+        Box::pin(async {
+            let _told = monitor
+                .execute_raw("stop", Value::Null, soon())
+                .await
+                .unwrap();
+        })
+    }),
+    ("a refused call", |monitor| {
+        Box::pin(async {
+            let _told = monitor.execute(Quit, soon()).await.unwrap_err();
+        })
+    }),
+    ("execute_settled", |monitor| {
+        Box::pin(async {
+            let _told = monitor
+                .execute_settled(&Cont, soon(), soon())
+                .await
+                .unwrap();
+        })
+    }),
+    ("settle", |monitor| {
+        Box::pin(async { assert_eq!(monitor.settle(&Cont, soon()).await, Settled::Done) })
+    }),
+    ("settled", |monitor| {
+        Box::pin(async {
+            // Something to settle, left by a caller that gave up.
+            let _ = timeout_now(monitor.execute(Echo { n: 1 }, soon())).await;
+            monitor.settled(soon()).await.unwrap();
+        })
+    }),
+    ("diagnose", |monitor| {
+        Box::pin(async {
+            let _told = monitor.diagnose(soon()).await;
+        })
+    }),
+    ("expect_event and wait", |monitor| {
+        Box::pin(async {
+            let mut stopped = monitor.expect_event(|event| event.name == "STOP");
+            monitor.execute(Echo { n: 1 }, soon()).await.unwrap();
+            stopped.wait(soon()).await.unwrap();
+        })
+    }),
+    ("Schema::ask", |monitor| {
+        Box::pin(async {
+            let _told = Schema::ask(monitor, soon()).await.unwrap();
+        })
+    }),
+    ("dyn execute", |monitor| {
+        Box::pin(async {
+            let qmp: &dyn Qmp = monitor;
+            qmp.execute(Echo { n: 1 }, soon()).await.unwrap();
+        })
+    }),
+    ("dyn execute_oob", |monitor| {
+        Box::pin(async {
+            let qmp: &dyn Qmp = monitor;
+            qmp.execute_oob(QueryYank, soon()).await.unwrap();
+        })
+    }),
+    ("dyn execute_settled", |monitor| {
+        Box::pin(async {
+            let qmp: &dyn Qmp = monitor;
+            let _told = qmp.execute_settled(&Cont, soon(), soon()).await.unwrap();
+        })
+    }),
+];
+
+/// Polls once more than it takes to queue a call, and gives up.
+async fn timeout_now<F: Future>(future: F) -> Option<F::Output> {
+    drop_after(2, future).await
+}
+
+#[tokio::test]
+async fn every_future_dropped_at_any_poll_shifts_no_answer_and_leaks_nothing() {
+    tokio::spawn(async {
+        for (name, act) in EVERY_FUTURE {
+            drop_one_at_every_poll(name, *act).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// Answers, and tells of a STOP before each echo.
+async fn tell_and_answer(mut qemu: FakeQemu) {
+    qemu.negotiate(true).await;
+    while let Some(asked) = qemu.next().await {
+        let answer = match asked.name.as_str() {
+            "echo" => {
+                qemu.event("STOP", json!({})).await;
+                asked.arguments.clone()
+            }
+            "query-status" => json!({"running": true, "status": "running"}),
+            "query-version" => json!({"qemu": {"major": 9, "minor": 0, "micro": 0}}),
+            "query-yank" | "query-qmp-schema" => json!([]),
+            "quit" => {
+                qemu.refuse(&asked, "GenericError", "not now").await;
+                continue;
+            }
+            _ => json!({}),
+        };
+        qemu.reply(&asked, answer).await;
+    }
+}
+
+async fn drop_one_at_every_poll(name: &str, act: Act) {
+    let (client, qemu) = narrow(16);
+    tokio::spawn(tell_and_answer(qemu));
+    let monitor = Monitor::connect(NoFds(client), Options::default(), (), soon());
+    let monitor = monitor.await.unwrap();
+    let mut polls = 0;
+    while drop_after(polls, act(&monitor)).await.is_none() {
+        a_hundred_are_answered_right(&monitor).await;
+        polls += 1;
+    }
+    assert!(polls > 3, "{name} ended after {polls} polls");
+    a_hundred_are_answered_right(&monitor).await;
+    let counters = monitor.counters();
+    assert_eq!((counters.unknown, counters.unattributed), (0, 0), "{name}");
+}
+
 #[tokio::test]
 async fn settled_and_closed_dropped_at_any_poll_lose_nothing() {
     let (client, qemu) = FakeQemu::over_memory();
@@ -147,6 +292,136 @@ async fn drop_connects_at_every_poll() {
         polls += 1;
     }
     assert!(polls > 20, "connected after {polls} polls");
+}
+
+/// How often this process has the null device open: no other test here does.
+fn descriptors() -> usize {
+    let all = fs::read_dir("/proc/self/fd").unwrap();
+    all.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
+        .filter(|target| target.as_os_str() == "/dev/null")
+        .count()
+}
+
+/// A set of descriptors rides on its command once or is closed, whenever the caller leaves.
+#[tokio::test]
+async fn a_call_with_descriptors_dropped_at_any_poll_leaks_none() {
+    let (client, mut qemu) = FakeQemu::over_unix().unwrap();
+    let wire = Monitor::connect(client, Options::default(), (), soon());
+    let (monitor, _) = tokio::join!(wire, qemu.negotiate(true));
+    let monitor = monitor.unwrap();
+    let before = descriptors();
+    let served = tokio::spawn(async move {
+        while let Some(asked) = qemu.next().await {
+            let expected = usize::from(asked.name == "getfd");
+            assert_eq!(asked.fds.len(), expected, "{}", asked.name);
+            let answer = asked.arguments.clone();
+            qemu.reply(&asked, if expected == 1 { json!({}) } else { answer })
+                .await;
+        }
+    });
+    let mut done = 0;
+    for polls in 0..40 {
+        let null = fs::File::open("/dev/null").unwrap().into();
+        let fdname = format!("fd{polls}");
+        let getfd = monitor.execute_with_fds(Getfd { fdname }, vec![null], soon());
+        done += usize::from(drop_after(polls % 8, getfd).await.is_some());
+        a_hundred_are_answered_right(&monitor).await;
+    }
+    assert!(done < 40, "nothing was dropped midway");
+    assert_eq!(descriptors(), before);
+    drop(monitor);
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn asking_for_the_next_event_dropped_at_any_poll_loses_none() {
+    let (client, mut qemu) = narrow(16);
+    let (queue, mut stream) = events(1000);
+    let connect = Monitor::connect(NoFds(client), Options::default(), queue, soon());
+    let (monitor, _) = tokio::join!(connect, qemu.negotiate(true));
+    let _monitor = monitor.unwrap();
+    let told = tokio::spawn(async move {
+        for n in 0..100 {
+            qemu.event("STOP", json!({"n": n})).await;
+        }
+        qemu
+    });
+    let (mut seen, mut polls) = (0, 0);
+    while seen < 100 {
+        polls += 1;
+        if let Some(notice) = drop_after(polls % 5, stream.next()).await {
+            let Some(Notice::Event(event)) = notice else {
+                panic!("{notice:?} after {seen} events")
+            };
+            let data = event.data.unwrap();
+            assert_eq!(data.get(), format!("{{\"n\":{seen}}}"));
+            seen += 1;
+        }
+    }
+    told.await.unwrap();
+}
+
+/// Each connection is served by a fake of its own.
+struct Dialler;
+
+#[async_trait]
+impl Dial for Dialler {
+    type Wire = NoFds<DuplexStream>;
+
+    async fn dial(&mut self) -> io::Result<Self::Wire> {
+        let (client, qemu) = narrow(16);
+        tokio::spawn(serve_until_quit(qemu));
+        Ok(NoFds(client))
+    }
+
+    async fn resync(&mut self, monitor: &Monitor, _: u64) -> Result<(), Error> {
+        monitor.execute(QueryStatus, soon()).await.map(drop)
+    }
+}
+
+/// Answers, and dies of `quit` without a word.
+async fn serve_until_quit(mut qemu: FakeQemu) {
+    qemu.negotiate(true).await;
+    while let Some(asked) = qemu.next().await {
+        let answer = match asked.name.as_str() {
+            "echo" => asked.arguments.clone(),
+            "quit" => return,
+            _ => json!({"running": true, "status": "running"}),
+        };
+        qemu.reply(&asked, answer).await;
+    }
+}
+
+async fn reconnecting() -> Reconnect {
+    let patience = Patience::default();
+    let made = Reconnect::connect(Dialler, Options::default(), patience, (), soon());
+    made.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_keeps_the_law_too() {
+    tokio::spawn(async {
+        for polls in 0..200 {
+            drop(drop_after(polls, reconnecting()).await);
+        }
+        let reconnect = reconnecting().await;
+        let qmp: &dyn Qmp = &reconnect;
+        for polls in 0..60 {
+            drop_after(polls, qmp.execute(Echo { n: 1 }, soon())).await;
+            drop_after(polls, qmp.settled(soon())).await;
+            assert!(drop_after(polls % 5, qmp.closed()).await.is_none());
+            let monitor = reconnect.current().unwrap();
+            a_hundred_are_answered_right(&monitor).await;
+            if polls % 20 == 19 {
+                // The next call meets the gap and is dropped in it.
+                qmp.execute(Quit, soon()).await.unwrap_err();
+                drop_after(polls, qmp.execute(Echo { n: 1 }, soon())).await;
+                qmp.execute(Echo { n: 2 }, soon()).await.unwrap();
+            }
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

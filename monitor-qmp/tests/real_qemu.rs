@@ -2,6 +2,23 @@
 //!
 //! Runs `qemu-system-x86_64 -M none`, found by `VMWRIGHT_QEMU` or in `PATH`. Without one every
 //! test is reported as ignored, with the reason.
+//!
+//! What a real QEMU was seen to do, and the test that holds it:
+//!
+//! ```text
+//!  a second client meets silence              second_client, slot_is_freed
+//!  a reply comes late, or to the next client  stopped_qemu, former_client, left_behind
+//!  an error has no id                         garbage (what the client makes of it: conversation.rs)
+//!  half a message, nesting beyond the limit   left_behind
+//!  a command before the negotiation           before_negotiation
+//!  the main loop hangs, yank frees it         yank_frees, rescue_passes
+//!  an event precedes the reply                events_precede_replies, events_are_expected
+//!  COMPLETED carries an error                 completed_with_error
+//!  replies that nobody reads                  unread_replies
+//!  SIGSTOP, SIGTERM, SIGKILL, quit            stopped_qemu, terminated, killed_qemu, quit
+//! ```
+//!
+//! What needs a guest is in the suite of `tests`: `monitor.rs` and `agent.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
@@ -12,7 +29,9 @@ use std::{
     future::Future,
     os::fd::OwnedFd,
     path::PathBuf,
+    pin::Pin,
     process::{Child, Command as Process, Stdio},
+    task::Poll,
     time::Duration,
 };
 
@@ -98,6 +117,36 @@ fn main() -> std::process::ExitCode {
         trial("a_killed_qemu_fails_every_caller", &qemu, killed_qemu),
         trial("quit_answers_and_tells_why_before_the_end", &qemu, quit),
         trial("qemu_answers_garbage_without_an_id", &qemu, garbage),
+        trial(
+            "every_future_dropped_at_every_poll_shifts_no_answer",
+            &qemu,
+            drop_law,
+        ),
+        trial(
+            "what_a_former_client_left_behind_spoils_nothing",
+            &qemu,
+            left_behind,
+        ),
+        trial(
+            "a_command_before_the_negotiation_is_refused_and_can_be_told",
+            &qemu,
+            before_negotiation,
+        ),
+        trial(
+            "a_client_that_does_not_read_holds_up_itself_alone",
+            &qemu,
+            unread_replies,
+        ),
+        trial(
+            "a_terminated_qemu_tells_why_before_the_end",
+            &qemu,
+            terminated,
+        ),
+        trial(
+            "a_job_that_completed_with_an_error_is_told_as_failed",
+            &qemu,
+            completed_with_error,
+        ),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -395,7 +444,7 @@ async fn events_precede_replies(qemu: Qemu) {
         // Both are there already: the stream must not have to wait.
         for expected in ["RESUME", "STOP"] {
             match futures::poll!(stream.next()) {
-                std::task::Poll::Ready(Some(Notice::Event(event))) => {
+                Poll::Ready(Some(Notice::Event(event))) => {
                     assert_eq!(event.name, expected, "round {round}");
                     assert!(event.timestamp.to_system_time().is_some());
                 }
@@ -803,4 +852,270 @@ async fn garbage(qemu: Qemu) {
         !errors.is_empty() && errors.iter().all(|line| !line.contains("\"id\"")),
         "{text}"
     );
+}
+
+/// Polls `future` so often as it is woken, at most `polls` times, then drops it.
+async fn drop_at<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    let mut polled = 0;
+    std::future::poll_fn(|cx| {
+        if polled == polls {
+            return Poll::Ready(None);
+        }
+        polled += 1;
+        let answer = future.as_mut().poll(cx).map(Some);
+        if answer.is_pending() && polled == polls {
+            return Poll::Ready(None);
+        }
+        answer
+    })
+    .await
+}
+
+/// Ten objects, each with a number of its own that a reply can be told by.
+async fn ten_numbers(monitor: &Monitor) {
+    for n in 0..10 {
+        let add = ObjectAdd::new("iothread")
+            .with("id", format!("io{n}"))
+            .with("poll-max-ns", n);
+        monitor.execute(add, soon()).await.unwrap();
+    }
+}
+
+async fn a_hundred_are_answered_right(monitor: &Monitor) {
+    let calls = (0..100).map(|n| {
+        let get = QomGet {
+            path: format!("/objects/io{}", n % 10),
+            property: "poll-max-ns".to_owned(),
+        };
+        monitor.execute(get, soon())
+    });
+    for (n, outcome) in join_all(calls).await.into_iter().enumerate() {
+        assert_eq!(outcome.unwrap().get(), (n % 10).to_string());
+    }
+}
+
+async fn drop_law(qemu: Qemu) {
+    type Act = for<'a> fn(&'a Monitor) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+    const ALL: &[(&str, Act)] = &[
+        ("execute", |monitor| {
+            Box::pin(async {
+                let _told = monitor.execute(QueryVersion, soon()).await.unwrap();
+            })
+        }),
+        ("execute_raw", |monitor| {
+            Box::pin(async {
+                let asked = monitor.execute_raw("query-name", Value::Null, soon());
+                let _told = asked.await.unwrap();
+            })
+        }),
+        ("execute_oob", |monitor| {
+            Box::pin(async {
+                let _told = monitor.execute_oob(QueryYank, soon()).await.unwrap();
+            })
+        }),
+        ("execute_with_fds", |monitor| {
+            Box::pin(async {
+                let null = OwnedFd::from(File::open("/dev/null").unwrap());
+                let add = AddFd::default();
+                let _told = monitor
+                    .execute_with_fds(add, vec![null], soon())
+                    .await
+                    .unwrap();
+            })
+        }),
+        ("execute_settled", |monitor| {
+            Box::pin(async {
+                let _told = monitor
+                    .execute_settled(&Cont, soon(), soon())
+                    .await
+                    .unwrap();
+            })
+        }),
+        ("settle", |monitor| {
+            Box::pin(async {
+                let _told = monitor.settle(&Cont, soon()).await;
+            })
+        }),
+        ("settled", |monitor| {
+            Box::pin(async { monitor.settled(soon()).await.unwrap() })
+        }),
+        ("diagnose", |monitor| {
+            Box::pin(async {
+                let _told = monitor.diagnose(soon()).await;
+            })
+        }),
+        ("expect_event and wait", |monitor| {
+            Box::pin(async {
+                let mut stopped = monitor.expect_event(|event| event.name == "STOP");
+                monitor.execute(Cont, soon()).await.unwrap();
+                monitor.execute(Stop, soon()).await.unwrap();
+                stopped.wait(soon()).await.unwrap();
+            })
+        }),
+        ("Schema::ask", |monitor| {
+            Box::pin(async {
+                let _told = Schema::ask(monitor, soon()).await.unwrap();
+            })
+        }),
+        ("a refused call", |monitor| {
+            Box::pin(async {
+                let _told = monitor
+                    .execute(DeviceDel::new("no"), soon())
+                    .await
+                    .unwrap_err();
+            })
+        }),
+    ];
+    for polls in 0.. {
+        let wire = qemu.dial().await;
+        let made = drop_at(
+            polls,
+            Monitor::connect(wire, Options::default(), (), soon()),
+        )
+        .await;
+        if let Some(made) = made {
+            made.unwrap();
+            break;
+        }
+    }
+    let monitor = qemu.connect().await;
+    ten_numbers(&monitor).await;
+    for (name, act) in ALL {
+        for polls in 1.. {
+            let ended = drop_at(polls, act(&monitor)).await.is_some();
+            a_hundred_are_answered_right(&monitor).await;
+            if ended {
+                break;
+            }
+            assert!(polls < 100, "{name} never ends");
+        }
+    }
+    monitor.settled(soon()).await.unwrap();
+    let counters = monitor.counters();
+    assert_eq!((counters.unknown, counters.unattributed), (0, 0));
+}
+
+/// Half a message, nesting beyond QEMU's limit, and replies that nobody fetched.
+async fn left_behind(qemu: Qemu) {
+    let deep = "[".repeat(2000);
+    for left in [
+        "{\"execute\":\"qmp_capabil",
+        "{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-qmp-schema\",\"id\":1}{\"exec",
+        &deep,
+    ] {
+        let mut former = qemu.dial().await;
+        let mut greeting = [0; 16];
+        former.read_exact(&mut greeting).await.unwrap();
+        former.write_all(left.as_bytes()).await.unwrap();
+        drop(former);
+        let monitor = qemu.connect().await;
+        for _ in 0..10 {
+            let status = monitor.execute(QueryStatus, soon()).await.unwrap();
+            assert_eq!(status.status, RunState::PreLaunch, "after {left:.40}");
+        }
+        assert_eq!(monitor.counters().unknown, 0, "after {left:.40}");
+    }
+}
+
+/// Why the negotiation is a part of connecting.
+async fn before_negotiation(qemu: Qemu) {
+    let mut stream = qemu.dial().await;
+    let asked = b"{\"execute\":\"query-name\",\"id\":9}";
+    stream.write_all(asked).await.unwrap();
+    let text = read_until(&mut stream, "\"id\": 9").await;
+    assert!(
+        text.contains("CommandNotFound") && text.contains("capabilities negotiation"),
+        "{text}"
+    );
+}
+
+async fn read_until(stream: &mut UnixStream, wanted: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(wanted) {
+        let mut chunk = [0; 4096];
+        let count = stream.read(&mut chunk).await.unwrap();
+        assert!(count > 0, "QEMU hung up: {text}");
+        text.push_str(std::str::from_utf8(&chunk[..count]).unwrap());
+    }
+    text
+}
+
+async fn unread_replies(qemu: Qemu) {
+    let monitor = qemu.connect().await;
+    let mut deaf = qemu.dial_at("other").await;
+    let hello = b"{\"execute\":\"qmp_capabilities\"}";
+    deaf.write_all(hello).await.unwrap();
+    // QEMU may read on and keep the replies, or stop to read: either is its own affair.
+    let asked = b"{\"execute\":\"query-version\",\"id\":7}".repeat(5000);
+    let writing = deaf.write_all(&asked);
+    let _all = tokio::time::timeout(Duration::from_secs(2), writing).await;
+    a_version_is_told(&monitor).await;
+    drop(deaf);
+    a_version_is_told(&monitor).await;
+    let other = Monitor::connect(qemu.dial_at("other").await, Options::default(), (), soon());
+    a_version_is_told(&other.await.unwrap()).await;
+}
+
+async fn a_version_is_told(monitor: &Monitor) {
+    let version = monitor.execute(QueryVersion, soon()).await.unwrap();
+    assert_eq!(version.qemu, monitor.greeting().version.qemu);
+}
+
+async fn terminated(qemu: Qemu) {
+    let (monitor, mut stream) = qemu.connect_with_events().await;
+    qemu.signal("-TERM");
+    let Some(Notice::Event(event)) = stream.next().await else {
+        panic!("no event before the end")
+    };
+    let QmpEvent::Shutdown(shutdown) = event.typed() else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        (shutdown.guest, shutdown.reason.as_str()),
+        (false, "host-signal")
+    );
+    monitor.closed().await;
+    assert!(matches!(stream.next().await, Some(Notice::Closed(_))));
+}
+
+/// A block job whose target fails: BLOCK_JOB_COMPLETED comes, and is no success.
+async fn completed_with_error(qemu: Qemu) {
+    let (monitor, mut stream) = qemu.connect_with_events().await;
+    let full = json!({"driver": "null-co", "size": 1 << 20, "read-zeroes": false});
+    let inject = json!([{"event": "none", "iotype": "write", "errno": 28, "once": false}]);
+    let nodes = [
+        BlockdevAdd::new("null-co", "from").with("size", 1 << 20),
+        BlockdevAdd::new("blkdebug", "to")
+            .with("image", full)
+            .with("inject-error", inject),
+    ];
+    for add in nodes {
+        monitor.execute(add, soon()).await.unwrap();
+    }
+    let backup = json!({"device": "from", "target": "to", "sync": "full", "job-id": "job"});
+    monitor
+        .execute_raw("blockdev-backup", backup, soon())
+        .await
+        .unwrap();
+    let ended = async {
+        loop {
+            match stream.next().await {
+                Some(Notice::Event(event)) => {
+                    if let QmpEvent::BlockJobCompleted(job) = event.typed() {
+                        return job;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let job = tokio::time::timeout_at(soon(), ended).await.unwrap();
+    assert!(
+        job.error
+            .as_deref()
+            .is_some_and(|text| text.contains("space")),
+        "{job:?}"
+    );
+    assert!(job.offset < job.len, "{job:?}");
 }

@@ -37,7 +37,8 @@ static vmw_status fail(vmw_failure *failure, vmw_status status, int os_error, co
     size_t length = strlen(text);
     if (length > failure->capacity)
         length = failure->capacity;
-    memcpy(failure->text, text, length);
+    if (length > 0) /* text may be anything else (4.1), and memcpy minds */
+        memcpy(failure->text, text, length);
     failure->length = length;
     failure->os_error = os_error;
     return status;

@@ -9,15 +9,34 @@ use tokio::runtime::Builder;
 use crate::rig::{Env, Rig};
 
 /// A test on a rig of its own.
-pub(crate) type Test = fn(Rig) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(crate) type Test = fn(Rig) -> Pin<Box<dyn Future<Output = Completion> + Send>>;
 /// The tests of a module, by name.
 pub(crate) type Tests = &'static [(&'static str, Test)];
+
+/// What a test comes back with: nothing, or what the machine lacks for it beside QEMU and a guest.
+pub(crate) trait Outcome {
+    fn completion(self) -> Completion;
+}
+
+impl Outcome for () {
+    fn completion(self) -> Completion {
+        Completion::Completed
+    }
+}
+
+impl Outcome for Completion {
+    fn completion(self) -> Completion {
+        self
+    }
+}
 
 /// Writes the table of a module's tests: the functions' names are the sentences.
 macro_rules! tests {
     ($($name:ident),* $(,)?) => {
         pub(crate) const TESTS: $crate::harness::Tests =
-            &[$((stringify!($name), |rig| Box::pin($name(rig)))),*];
+            &[$((stringify!($name), |rig| {
+                Box::pin(async { $crate::harness::Outcome::completion($name(rig).await) })
+            })),*];
     };
 }
 pub(crate) use tests;
@@ -28,22 +47,19 @@ pub(crate) fn trials(module: &'static str, tests: Tests) -> impl Iterator<Item =
     tests.iter().map(move |&(name, test)| {
         let env = env.clone();
         Trial::ignorable_test(format!("real::{module}::{name}"), move || match &*env {
-            Ok(env) => {
-                run(env, test);
-                Ok(Completion::Completed)
-            }
+            Ok(env) => Ok(run(env, test)),
             Err(missing) => Ok(Completion::ignored_with(missing)),
         })
     })
 }
 
 /// Two threads, as a small daemon has them.
-fn run(env: &Env, test: Test) {
+fn run(env: &Env, test: Test) -> Completion {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build();
     runtime
         .expect("a runtime can be made")
-        .block_on(async { test(Rig::new(env)).await });
+        .block_on(async { test(Rig::new(env)).await })
 }

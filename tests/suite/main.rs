@@ -9,40 +9,48 @@ mod rig;
 mod agent;
 mod attach;
 mod bad_input;
+mod bulk;
 mod death;
 mod examples;
+mod floods;
 mod jobs;
 mod lifecycle;
 mod migration;
+mod monitor;
 mod recovery;
 mod save;
 mod seams;
 mod silence;
+mod transports;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
-    if let Some(code) = agent::freezer() {
+    if let Some(code) = agent::freezer().or_else(transports::visitor) {
         return code;
     }
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 12] = [
+    let modules: [(&str, harness::Tests); 16] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
+        ("bulk", bulk::TESTS),
         ("death", death::TESTS),
         ("examples", examples::TESTS),
+        ("floods", floods::TESTS),
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
+        ("monitor", monitor::TESTS),
         ("recovery", recovery::TESTS),
         ("save", save::TESTS),
         ("seams", seams::TESTS),
         ("silence", silence::TESTS),
+        ("transports", transports::TESTS),
     ];
     let trials: Vec<Trial> = modules
         .into_iter()

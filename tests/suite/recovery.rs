@@ -1,16 +1,24 @@
 //! A driver that comes back: guests are found again, what was interrupted is finished or undone, what cannot be read
 //! costs nobody else. The kills at any instant are `cargo xtask faults daemon`'s.
 
+#![expect(
+    unsafe_code,
+    reason = "cuts a connection that belongs to another part of this process"
+)]
+
 use std::fs;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use driver::{Became, Domain, ErrorKind, Recovered, Run, StartOptions};
+use driver::{Became, Domain, ErrorKind, Notice, Recovered, Run, SaveOptions, StartOptions, What};
 use job_core::GoneWhy;
+use rustix::net::{Shutdown, SocketAddrUnix};
 use tokio::time::Instant;
 
 use crate::harness::tests;
-use crate::rig::{Foreign, Rig, Signal, is_clean, kill};
+use crate::rig::{Rig, Signal, boot, is_clean, kill};
 
 tests! {
     a_guest_that_runs_on_is_found_again_with_its_name_its_process_and_its_definition,
@@ -21,6 +29,7 @@ tests! {
     records_that_make_no_sense_are_set_aside_and_cost_nobody_else,
     a_store_that_is_full_refuses_a_start_and_harms_no_other_guest,
     a_connection_that_is_lost_alone_comes_back,
+    a_save_whose_connection_is_lost_is_undone_once_it_is_back,
     a_hundred_machines_are_back_in_two_seconds,
 }
 
@@ -235,39 +244,94 @@ async fn a_store_that_is_full_refuses_a_start_and_harms_no_other_guest(rig: Rig)
     started(&rig, "next").await;
 }
 
-async fn a_connection_that_is_lost_alone_comes_back(rig: Rig) {
-    let foreign = Foreign::start(&rig).await;
-    let between = rig.dir.path().join("between.sock");
-    let listener = tokio::net::UnixListener::bind(&between).expect("it is free");
-    let behind = PathBuf::from(foreign.target().trim_start_matches("unix:"));
-    let (cut, mut cuts) = tokio::sync::mpsc::channel::<()>(1);
-    let proxy = tokio::spawn(async move {
-        loop {
-            let (mut near, _) = listener.accept().await.expect("it listens");
-            let mut far = tokio::net::UnixStream::connect(&behind)
-                .await
-                .expect("QEMU listens");
-            tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                _ = cuts.recv() => {}
-            }
+/// Ends this process' connection to the monitor of that guest, and nothing else.
+fn cut(rig: &Rig, domain: &Domain) {
+    let path = format!("run/{}/monitor.sock", domain.uuid());
+    let path = rig.dir.path().join(path);
+    let mut cuts = 0;
+    for entry in fs::read_dir("/proc/self/fd")
+        .expect("there is a list")
+        .flatten()
+    {
+        let number = entry
+            .file_name()
+            .to_string_lossy()
+            .parse()
+            .expect("a number");
+        // SAFETY: one that was closed since it was listed is refused by the calls below; nothing is closed here.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let is_it = rustix::net::getpeername(fd)
+            .ok()
+            .flatten()
+            .and_then(|address| SocketAddrUnix::try_from(address).ok())
+            .is_some_and(|address| address.path_bytes() == Some(path.as_os_str().as_bytes()));
+        if is_it {
+            rustix::net::shutdown(fd, Shutdown::Both).expect("it is connected");
+            cuts += 1;
         }
-    });
-    let domain = rig
-        .driver
-        .attach(format!("unix:{}", between.display()))
+    }
+    assert_eq!(cuts, 1, "one connection");
+}
+
+async fn back(domain: &Domain, than: u64) {
+    let deadline = Instant::now() + 30 * SECOND;
+    let is_back =
+        |observed: &driver::Observed| observed.generation > than && observed.run.is_running();
+    domain
+        .wait_for(is_back, deadline)
         .await
-        .expect("it is taken in");
-    // The peer of the socket is this very process, which is no QEMU: nobody knows the process, so the end of the
-    // connection is all there is to see.
-    cut.send(()).await.expect("the proxy runs");
-    let off = domain.wait_for(
-        |observed| observed.run == Run::Off,
-        Instant::now() + 5 * SECOND,
-    );
-    off.await.expect("nothing is left of it here");
-    domain.remove().await.expect("it can be forgotten");
-    proxy.abort();
+        .expect("it comes back");
+}
+
+async fn a_connection_that_is_lost_alone_comes_back(rig: Rig) {
+    let web = started(&rig, "web").await;
+    let before = web.observed();
+    cut(&rig, &web);
+    back(&web, before.generation).await;
+    assert_eq!(web.observed().pid, before.pid);
+    assert!(web.query_status().await.expect("it answers").running);
+    web.destroy().await.expect("it ends");
+}
+
+async fn a_save_whose_connection_is_lost_is_undone_once_it_is_back(rig: Rig) {
+    let (web, _) = boot(&rig, "web").await.expect("it boots");
+    let before = web.observed();
+    let path = rig.dir.path().join("web.save");
+    let options = SaveOptions {
+        // Slow enough to be cut.
+        bandwidth: Some(4 << 20),
+        ..SaveOptions::default()
+    };
+    let mut news = web.subscribe();
+    let saving = tokio::spawn(web.save(&path, options).into_future());
+    loop {
+        if let Notice::News { news, .. } = news.next().await
+            && matches!(&news.what, What::Progress { .. })
+        {
+            break;
+        }
+    }
+    cut(&rig, &web);
+    let error = saving
+        .await
+        .expect("no panic")
+        .expect_err("its connection is lost");
+    assert_eq!(error.kind(), ErrorKind::Gone, "{error:#}");
+    back(&web, before.generation).await;
+    loop {
+        if let Notice::News { news, .. } = news.next().await
+            && let What::Recovered(found) = &news.what
+        {
+            assert_eq!(found.became, Became::Undone);
+            break;
+        }
+    }
+    assert!(!path.exists(), "what was not whole is gone");
+    let last = rig.console("web").ticks().last().copied().unwrap_or(0);
+    let counts = rig.console("web").past(last, 20 * SECOND).await;
+    counts.expect("it goes on");
+    let again = web.save(&path, SaveOptions::default()).await;
+    again.expect("nothing is in the way");
 }
 
 async fn a_hundred_machines_are_back_in_two_seconds(rig: Rig) {

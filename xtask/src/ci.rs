@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::error::Failure;
-use crate::{run, test, tidy, verify, workspace};
+use crate::{faults, run, test, tidy, verify, workspace};
 
 struct Step {
     name: &'static str,
@@ -44,6 +44,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "verify",
         run: || verify::run(&["--short".into()]),
+    },
+    Step {
+        name: "faults",
+        run: || faults::run(&["daemon".into(), "--short".into()]),
     },
     Step {
         name: "test",

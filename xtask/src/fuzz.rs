@@ -1,20 +1,26 @@
 //! `fuzz TARGET`: coverage-guided fuzzing of one parser or protocol machine, with cargo-fuzz.
+//! `fuzz hostile`: as many hostile strings as told through all of them, from a seed.
 //!
 //! cargo-fuzz is found, or built into `target/tools`. What is new goes to `target/fuzz`, not
-//! into the committed corpus, and an input that fails is kept there and named.
+//! into the committed corpus, and an input that fails is kept there and named. The hostile
+//! strings are tests of the crates, which run fewer of them in CI; they need no nightly.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::error::Failure;
-use crate::{run, workspace};
+use crate::{figures, run, workspace};
 
 /// How long if nothing is said: enough to find what is shallow.
 const SECONDS: &str = "60";
 
+/// How many hostile strings each parser and protocol machine gets if nothing is said.
+const STRINGS: u64 = 10_000_000;
+
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (target, limit) = match words[..] {
+        ["hostile", ref rest @ ..] => return hostile(rest),
         [target] => (target, format!("-max_total_time={SECONDS}")),
         [target, "--seconds", seconds] => (target, format!("-max_total_time={}", whole(seconds)?)),
         [target, "--runs", runs] => (target, format!("-runs={}", whole(runs)?)),
@@ -48,6 +54,27 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     ]);
     fuzz.arg(format!("-artifact_prefix={}/", found.display()));
     run::run(&mut fuzz)
+}
+
+/// The campaigns of the tests, in release build and one after the other.
+fn hostile(words: &[&str]) -> Result<(), Failure> {
+    let (mut strings, mut seed) = (STRINGS, 1);
+    for option in words.chunks(2) {
+        match *option {
+            ["--strings", number] => strings = whole(number)?,
+            ["--seed", number] => seed = whole(number)?,
+            _ => return Err(Failure::Usage("hostile takes --strings and --seed".into())),
+        }
+    }
+    let mut campaigns = run::cargo();
+    campaigns.current_dir(workspace::root());
+    campaigns.args(["test", "--quiet", "--release", "--lib"]);
+    campaigns.args(["--package", "monitor-qmp", "--package", "agent-qga"]);
+    campaigns.args(["campaign_of_hostile", "--", "--nocapture"]);
+    campaigns.arg("--test-threads=1");
+    campaigns.env("VMWRIGHT_HOSTILE", strings.to_string());
+    campaigns.env("FAULT_SEED", seed.to_string());
+    figures::collect(&mut campaigns, "fuzz-hostile")
 }
 
 fn whole(text: &str) -> Result<u64, Failure> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::Failure;
+use crate::plugins::device;
 use crate::rig::Rig;
 use crate::test::{Tally, conclude, watch};
 use crate::{run, workspace};
@@ -16,6 +17,11 @@ const REAL: &str = "real::";
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     let Arguments { filter, qemu } = parse(arguments)?;
     let rig = Rig::prepare(qemu.as_deref())?;
+    if device::is_wanted(filter.as_deref())
+        && let Err(failure) = device::fetch()
+    {
+        eprintln!("xtask: {}; its tests are skipped", failure.summary());
+    }
 
     let mut runs = vec![suite(&rig, filter.as_deref())?];
     for (package, target) in real_targets()? {

@@ -69,7 +69,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "verify",
-        arguments: "[job-core] [--short] [--mutants]",
+        arguments: "[job-core] [--short] [--mutants] [--miri]",
         about: "the explorations: states, interleavings, what was checked",
         run: verify::run,
     },
@@ -99,8 +99,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "fuzz",
-        arguments: "TARGET [--seconds N|--runs N]",
-        about: "coverage-guided fuzzing of one parser or protocol machine",
+        arguments: "TARGET [--seconds N|--runs N] | hostile [--strings N] [--seed N]",
+        about: "coverage-guided fuzzing of one parser or protocol machine; hostile strings through all",
         run: fuzz::run,
     },
     Task {
@@ -112,7 +112,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "ci",
         arguments: "",
-        about: "everything a merge needs: format, clippy, docs, tidy, test",
+        about: "everything a merge needs: format, clippy, docs, tidy, short explorations and faults, test",
         run: ci::run,
     },
     Task {
@@ -217,6 +217,8 @@ mod tests {
             "qmp-check --all",
             "fuzz",
             "fuzz monitor_frame --seconds soon",
+            "fuzz hostile --strings many",
+            "fuzz hostile --seed",
         ] {
             let Err(Failure::Usage(text)) = dispatch(&words(line)) else {
                 panic!("accepted: {line}")

@@ -5,6 +5,8 @@
 //! `target/transports` mostly is such a place. A checkout that is not (a umask of 002, a folder
 //! of another user mounted into a container) gets a private folder under `/tmp` instead.
 
+pub(crate) mod device;
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};

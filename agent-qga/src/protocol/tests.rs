@@ -6,6 +6,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::hostile::{Campaign, Dice};
 
 const MAX: usize = 256;
 
@@ -389,22 +390,22 @@ proptest! {
     }
 }
 
-/// How many byte strings the campaign below feeds: few in CI, ten million when told.
-const CAMPAIGN: &str = "VMWRIGHT_HOSTILE";
-
 /// The same acts and the same oracle as above, from a generator that costs nothing beside them.
 #[test]
 fn a_campaign_of_hostile_strings_brings_no_panic_no_wrong_answer_and_no_full_memory() {
-    let strings = std::env::var(CAMPAIGN).map_or(50_000, |told| told.parse().unwrap());
-    let seed = std::env::var("FAULT_SEED").map_or(1, |told| told.parse().unwrap());
-    let mut dice = Dice(seed);
+    let Campaign {
+        strings,
+        mut dice,
+        seed,
+        began,
+    } = Campaign::told();
     let mut seen = Seen::default();
     let mut fed = 0_u64;
     while fed < strings {
-        let before = dice.0;
+        let before = dice.place();
         let mut run = Run::new();
         for _ in 0..dice.below(40) {
-            let act = dice.act();
+            let act = next_act(&mut dice);
             fed += u64::from(matches!(act, Act::Bytes(_) | Act::Nonce(_)));
             seen.note(&run.protocol);
             if let Err(error) = run.apply(act) {
@@ -418,7 +419,8 @@ fn a_campaign_of_hostile_strings_brings_no_panic_no_wrong_answer_and_no_full_mem
         seen.ready > strings / 100 && seen.busy > strings / 100 && seen.skipped > strings / 100,
         "{seen:?}"
     );
-    eprintln!("{fed} hostile strings from seed {seed}: {seen:?}");
+    println!("{seen:?}");
+    Campaign::ended("hostile-agent-protocol", fed, strings, began);
 }
 
 #[derive(Debug, Default)]
@@ -435,77 +437,24 @@ impl Seen {
     }
 }
 
-/// xorshift64*, as Vigna gives it.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.roll() >> 33).unwrap() % limit
-    }
-
-    fn act(&mut self) -> Act {
-        const SIGNALS: [Signal; 5] = [
-            Signal::PortOpened,
-            Signal::PortClosed,
-            Signal::Reset,
-            Signal::Shutdown,
-            Signal::Suspended,
-        ];
-        match self.below(24) {
-            0..3 => Act::Sync,
-            3 => Act::SyncPlain,
-            4 => Act::Lose,
-            5..10 => Act::Send(self.below(4) == 0),
-            10 => Act::Note(SIGNALS[self.below(SIGNALS.len())]),
-            // Mostly the nonce that is waited for, else the sync would never end.
-            11..16 => Act::Nonce(self.below(8) / 6),
-            16..23 => Act::Bytes(self.bytes()),
-            _ => Act::Bytes(vec![b'x'; self.below(3 * MAX)]),
-        }
-    }
-
-    /// A few pieces of what an agent says, some of them torn, turned over or made up.
-    fn bytes(&mut self) -> Vec<u8> {
-        const PIECES: [&[u8]; 15] = [
-            b"{\"return\": {}}\n",
-            b"{\"return\": {\"a\": [1, 2]}}\n",
-            b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"x\"}}\n",
-            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"\\ud800\"}}\n",
-            b"{\"return\": 1, \"error\": {}}\n",
-            b"[1000000]\n",
-            b"{\"ret",
-            b"urn\": 1}\n",
-            b"\xFF",
-            b"\n",
-            b" \r\n",
-            b"[[[[[[[[[[",
-            b"\"\\\"",
-            b"\xC3",
-            b"\0",
-        ];
-        let mut bytes = Vec::new();
-        for _ in 0..=self.below(3) {
-            let from = bytes.len();
-            if self.below(4) == 0 {
-                let length = self.below(24);
-                bytes.extend((0..length).map(|_| self.roll() as u8));
-            } else {
-                bytes.extend(PIECES[self.below(PIECES.len())]);
-            }
-            let length = bytes.len() - from;
-            match self.below(8) {
-                0 if length > 0 => bytes.truncate(from + self.below(length)),
-                1 if length > 0 => bytes[from + self.below(length)] ^= 1 << self.below(8),
-                _ => {}
-            }
-        }
-        bytes
+/// What happens next in the campaign.
+fn next_act(dice: &mut Dice) -> Act {
+    const SIGNALS: [Signal; 5] = [
+        Signal::PortOpened,
+        Signal::PortClosed,
+        Signal::Reset,
+        Signal::Shutdown,
+        Signal::Suspended,
+    ];
+    match dice.below(24) {
+        0..3 => Act::Sync,
+        3 => Act::SyncPlain,
+        4 => Act::Lose,
+        5..10 => Act::Send(dice.below(4) == 0),
+        10 => Act::Note(SIGNALS[dice.below(SIGNALS.len())]),
+        // Mostly the nonce that is waited for, else the sync would never end.
+        11..16 => Act::Nonce(dice.below(8) / 6),
+        16..23 => Act::Bytes(dice.bytes()),
+        _ => Act::Bytes(vec![b'x'; dice.below(3 * MAX)]),
     }
 }

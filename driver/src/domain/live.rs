@@ -1,5 +1,6 @@
 //! The guest of one generation: its process, its monitor, its agent, and how it is known to end.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -7,16 +8,25 @@ use std::time::Duration;
 use agent_qga::Qga;
 use job_core::GoneWhy;
 use monitor_qmp::{Qmp, Request, command};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::domain::Inner;
 use crate::domain::state::Observation;
+use crate::guest::{Guest, Serial};
+use crate::logs;
 use crate::process::Process;
 
 /// The chardev of the agent's channel, as the command line names it.
 const AGENT_CHARDEV: &str = "agent";
+/// What QEMU says on its standard error, and the fifo through which it does.
+pub(crate) const LOG: &str = "qemu.log";
+pub(crate) const STDERR: &str = "stderr";
+/// Where a serial port is read that goes to a log.
+pub(crate) const SERIAL: &str = "serial.sock";
+/// Reading what is left in a fifo takes no longer than the reader's turn.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long the questions after a connect or a silence may take. They hold up nobody.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -29,6 +39,8 @@ pub(crate) struct Live {
     monitor: OnceLock<Arc<dyn Qmp>>,
     agent: OnceLock<Arc<dyn Qga>>,
     closed: CancellationToken,
+    /// All that QEMU said on its standard error is in its log.
+    said: CancellationToken,
     /// Why it will end, if somebody here decided so.
     doom: Mutex<Option<GoneWhy>>,
     /// Whether a guest that arrives may have run here.
@@ -44,6 +56,7 @@ impl Live {
             monitor: OnceLock::new(),
             agent: OnceLock::new(),
             closed: CancellationToken::new(),
+            said: CancellationToken::new(),
             doom: Mutex::new(None),
             has_run: AtomicBool::new(false),
         }
@@ -75,6 +88,30 @@ impl Live {
     /// Waits until the monitor's connection has ended.
     pub(crate) async fn wait_monitor_closed(&self) {
         self.closed.cancelled().await;
+    }
+
+    /// Keeps what QEMU says and what comes out of its serial port, until both have ended.
+    pub(crate) fn keep_logs(&self, domain: &Inner, guest: &Guest, stderr: OwnedFd) {
+        let (directory, watchers) = (domain.run_dir(), &domain.context.watchers);
+        let parting = domain.context.parting.clone();
+        let (log, said) = (directory.join(LOG), self.said.clone());
+        let keep = logs::keep_fifo(stderr, log);
+        watchers.spawn(async move {
+            parting.run_until_cancelled(keep).await;
+            said.cancel();
+        });
+        if let Serial::Log(path) = &guest.serial {
+            let parting = domain.context.parting.clone();
+            let keep = logs::keep_serial(directory.join(SERIAL), path.clone());
+            watchers.spawn(async move { parting.run_until_cancelled(keep).await });
+        }
+    }
+
+    /// Waits until QEMU, which has ended, has had its last word.
+    pub(crate) async fn wait_said(&self) {
+        if self.is_ours {
+            let _late = timeout(LAST_WORDS, self.said.cancelled()).await;
+        }
     }
 
     /// From here on the guest may have run.

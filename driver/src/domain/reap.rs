@@ -14,6 +14,7 @@ use job_core::{Cleanup, GoneWhy};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use crate::domain::live::LOG;
 use crate::domain::state::Observation;
 use crate::domain::{Domain, Inner, Live};
 use crate::ops::recover::reconnect;
@@ -77,6 +78,7 @@ async fn follow(domain: Arc<Inner>, live: Arc<Live>) {
 async fn end_of(domain: &Inner, live: &Live) -> (GoneWhy, bool) {
     let exited = async |process: &Process| {
         let exit = process.exited().await;
+        live.wait_said().await;
         if live.monitor().is_some() {
             // What it told last is on its way through the monitor: why it shut down, above all.
             let _late = timeout(LAST_EVENTS, live.wait_monitor_closed()).await;
@@ -158,11 +160,14 @@ async fn finish(domain: &Arc<Inner>, live: &Arc<Live>) {
     domain.clear_live(live);
 }
 
+/// What each QEMU says once, before we connect.
+const WAITS: &str = "info: QEMU waiting for connection on";
+
 /// The end of what QEMU said on its standard error.
 pub(crate) fn last_words(run_dir: &Path) -> String {
     const ENOUGH: u64 = 1024;
     let tail = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(run_dir.join("qemu.log"))?;
+        let mut file = File::open(run_dir.join(LOG))?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(ENOUGH)))?;
         let mut tail = Vec::new();
@@ -174,7 +179,7 @@ pub(crate) fn last_words(run_dir: &Path) -> String {
     let mut lines: Vec<_> = text
         .lines()
         .map(str::trim)
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.contains(WAITS))
         .rev()
         .take(3)
         .collect();

@@ -10,6 +10,9 @@
 //!
 //! Each guest has a task and a job of its own, so one that cannot be reached delays no other.
 
+mod load;
+mod reconnect;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,30 +29,26 @@ use uuid::Uuid;
 
 use crate::context::Context;
 use crate::domain::state::{Observation, Run};
-use crate::domain::{Domain, Inner, Live, Records, reap};
+use crate::domain::{Domain, Live, STDERR, reap};
 use crate::error::{Cause, Error, ErrorKind, io as failed_to};
 use crate::events::What;
-use crate::guest::Guest;
+use crate::logs;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::save::{blocking, end as end_saved, stop_writing};
-use crate::ops::start::{LOCK, Sockets, connect, connect_monitor, give_up, refuse_if_running};
-use crate::ops::{AsyncOp, Deadline, StartOptions};
+use crate::ops::start::{LOCK, Sockets, connect, give_up, refuse_if_running};
+use crate::ops::{AsyncOp, Deadline};
 use crate::process::{Process, lock_holder};
-use crate::records::{self, Defined, Identity, Running, Work};
+use crate::records::{Identity, Running, Work};
 use crate::recovery::{Action, Findings, decide};
-use crate::registry::Taken;
 use crate::save_file::SaveFile;
-use crate::store::{Found, Shelf};
 
-/// Between two tries to reach a QEMU that does not answer, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(crate) use load::recover_all;
+pub(crate) use reconnect::reconnect;
+
 /// A QEMU that listens has taken its lock long before: it does so between fork and exec.
 const LOCKED_BY: Duration = Duration::from_secs(5);
 /// One that was killed ends within this, or is the kernel's matter.
 const ENDING: Duration = Duration::from_secs(10);
-/// Says for which start of the host guests were started by themselves, below the run directory.
-const STARTED: &str = "autostarted";
 
 /// What became of a guest that an earlier driver left, and of the job that was at it.
 #[derive(Clone, Debug)]
@@ -115,125 +114,6 @@ impl Recoveries {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(recovered);
-    }
-}
-
-/// Makes all guests known that have a record, and begins to find those that ran.
-pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
-    let list = |shelf: Shelf| {
-        let found = context.store.list(shelf);
-        found.map_err(failed_to(
-            "read the records of",
-            format!("{shelf:?}").to_lowercase(),
-        ))
-    };
-    let shelf = Shelf::Definitions;
-    let mut defined = readable(context, shelf, list(shelf)?, |defined: &Defined| {
-        defined.guest.uuid
-    });
-    let shelf = Shelf::Running;
-    let running = readable(context, shelf, list(shelf)?, |record: &Running| {
-        record.guest.uuid
-    });
-    for record in running {
-        let uuid = record.guest.uuid;
-        let kept = defined
-            .iter()
-            .position(|defined| defined.guest.uuid == uuid);
-        let kept = kept.map(|place| defined.swap_remove(place));
-        let records = Records {
-            definition: Some(record.guest.clone()),
-            persistent: kept.is_some(),
-            autostart: kept.as_ref().is_some_and(|kept| kept.autostart),
-            moved_away: kept.is_some_and(|kept| kept.moved_away),
-            ..Records::default()
-        };
-        if let Some(domain) = make_known(context, Shelf::Running, &record.guest, records) {
-            begin(context, domain, record);
-        }
-    }
-    let is_first = is_first_since_boot(&context.run_dir);
-    for defined in defined {
-        let guest = defined.guest;
-        let is_started = is_first && defined.autostart && !defined.moved_away;
-        let records = Records {
-            definition: Some(guest.clone()),
-            persistent: true,
-            autostart: defined.autostart,
-            moved_away: defined.moved_away,
-            ..Records::default()
-        };
-        let domain = make_known(context, Shelf::Definitions, &guest, records);
-        if let Some(domain) = domain.filter(|_| is_started) {
-            context.tracker.spawn(async move {
-                if let Err(error) = domain.start_with(StartOptions::default()).await {
-                    let error = format!("{error:#}");
-                    warn!(domain = domain.name(), error, "autostart failed");
-                }
-            });
-        }
-    }
-    context.recoveries.tasks.close();
-    Ok(())
-}
-
-/// The records that make sense. The others are set aside, and cost nobody else.
-fn readable<T: serde::de::DeserializeOwned>(
-    context: &Context,
-    shelf: Shelf,
-    found: Vec<Found>,
-    uuid: impl Fn(&T) -> Uuid,
-) -> Vec<T> {
-    let mut all = Vec::new();
-    for (key, bytes) in found {
-        let read = match bytes {
-            Ok(bytes) => records::decode(&bytes).map_err(|error| error.to_string()),
-            Err(error) => Err(format!("cannot be read: {error}")),
-        };
-        match read {
-            Ok(record) if uuid(&record).to_string() == key => all.push(record),
-            Ok(record) => {
-                let reason = format!("is a copy: it says that it is of {}", uuid(&record));
-                set_aside(context, shelf, key, reason);
-            }
-            Err(reason) => set_aside(context, shelf, key, reason),
-        }
-    }
-    all
-}
-
-fn set_aside(context: &Context, shelf: Shelf, key: String, reason: String) {
-    let place = match context.store.set_aside(shelf, &key) {
-        Ok(place) => place,
-        Err(error) => format!("where it was, since it cannot be moved: {error}"),
-    };
-    warn!(key, place, reason, "a record was set aside");
-    context.recoveries.add(Recovered {
-        uuid: Uuid::try_parse(&key).ok(),
-        name: key.into(),
-        job: None,
-        became: Became::SetAside { place, reason },
-    });
-}
-
-fn make_known(
-    context: &Arc<Context>,
-    shelf: Shelf,
-    guest: &Guest,
-    records: Records,
-) -> Option<Domain> {
-    let make = |id| Inner::new(id, &guest.name, guest.uuid, context, records);
-    match context.registry.insert(&guest.name, guest.uuid, make) {
-        Ok(inner) => {
-            inner.tell(What::Defined);
-            Some(Domain(inner))
-        }
-        // Uuids are file names, which are different.
-        Err(Taken::Name | Taken::Uuid) => {
-            let reason = format!("is of a second guest that is called \"{}\"", guest.name);
-            set_aside(context, shelf, guest.uuid.to_string(), reason);
-            None
-        }
     }
 }
 
@@ -341,6 +221,11 @@ async fn find(mut op: AsyncOp, record: Running, deadline: Deadline) -> Result<Be
     let pid = Some(process.pid());
     let live = Arc::new(Live::new(generation, Some(Arc::new(process)), true));
     domain.0.set_live(&live)?;
+    let stderr = domain.0.run_dir().join(STDERR);
+    match logs::reader(&stderr) {
+        Ok(said) => live.keep_logs(&domain.0, &record.guest, said),
+        Err(error) => warn!(domain = domain.name(), %error, "what QEMU says is not kept"),
+    }
     domain.0.observe(Observation::Launched { generation, pid });
     domain.0.observe(Observation::Lost);
     let watchers = &domain.0.context.watchers;
@@ -566,93 +451,4 @@ async fn ended(live: &Live) -> Result<(), Error> {
         }
         .into()
     })
-}
-
-/// Tries to reach a guest whose QEMU runs, until it is reached or ends.
-pub(crate) async fn reconnect(domain: Domain, live: Arc<Live>) {
-    let parting = domain.0.context.parting.clone();
-    parting.run_until_cancelled(try_again(domain, live)).await;
-}
-
-async fn try_again(domain: Domain, live: Arc<Live>) {
-    let is_here = || {
-        domain
-            .0
-            .live()
-            .is_some_and(|found| Arc::ptr_eq(&found, &live))
-    };
-    let mut pause = FIRST_PAUSE;
-    // The first try comes at once: a connection may be lost alone.
-    while live.monitor().is_none() {
-        let deadline = Instant::now() + domain.0.context.defaults.connect;
-        if let Err(error) = reach(&domain, &live, deadline).await {
-            let error = format!("{error:#}");
-            warn!(
-                domain = domain.name(),
-                error, "QEMU runs and cannot be reached"
-            );
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-        if !is_here() {
-            return;
-        }
-    }
-    let Some(job) = domain.0.noted().await.and_then(|record| record.job) else {
-        domain.0.tell(What::Started {
-            generation: live.generation,
-        });
-        return;
-    };
-    if is_own(&domain, job.id) {
-        return;
-    }
-    let name = job.work.name();
-    let deadline = Instant::now() + domain.0.context.defaults.long;
-    let kind = kind(Some(&job.work));
-    let work = move |mut op: AsyncOp| async move { settle(&mut op, &live).await };
-    let settled = domain.run_async("recover", kind, KindSet::DESTROY_ONLY, deadline, work);
-    match settled.await {
-        Ok(became) => tell(&domain, Some(name.into()), became),
-        Err(error) => {
-            let error = format!("{error:#}");
-            warn!(
-                domain = domain.name(),
-                error, "an interrupted job was not settled"
-            );
-        }
-    }
-}
-
-/// Whether the job is one that this driver runs itself, and undoes itself.
-fn is_own(domain: &Domain, id: u64) -> bool {
-    let running = domain.jobs().asynchronous;
-    running.is_some_and(|held| held.holder.id == id)
-}
-
-/// Connects to the guest's monitor, and to its agent's channel where that is ours.
-async fn reach(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<(), Error> {
-    let records = domain.records();
-    if let Some(target) = &records.attached {
-        return connect_monitor(domain, live, target, deadline).await;
-    }
-    let Some(guest) = &records.definition else {
-        return Err(Cause::State("where its monitor listens is not known".into()).into());
-    };
-    connect(domain, live, &Sockets::of(domain, guest), deadline).await
-}
-
-/// Whether no driver has started guests by itself since the host was started. Says so for the next one.
-fn is_first_since_boot(run_dir: &Path) -> bool {
-    let path = run_dir.join(STARTED);
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    if std::fs::read_to_string(&path).is_ok_and(|known| known == boot) {
-        return false;
-    }
-    if let Err(error) = std::fs::write(&path, boot) {
-        // Better not started than started again by each driver: who shut a guest down meant it.
-        warn!(path = %path.display(), %error, "guests are not started by themselves");
-        return false;
-    }
-    true
 }

@@ -17,10 +17,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::command_line::{Channels, arguments};
 use crate::domain::state::Observation;
-use crate::domain::{Domain, EXIT_AFTER_EOF, Live, last_words, reap, resync};
+use crate::domain::{Domain, EXIT_AFTER_EOF, Live, SERIAL, STDERR, last_words, reap, resync};
 use crate::error::{Cause, Error, io};
 use crate::events::{Pump, What};
 use crate::guest::{AgentChannel, Guest, Serial};
+use crate::logs;
 use crate::ops::{AsyncOp, Call, Deadline};
 use crate::process::{Exit, Launch, Process, number};
 use crate::records::{Identity, Work};
@@ -144,7 +145,7 @@ pub(crate) async fn bring_up(
 async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<Live>, Error> {
     let domain = op.domain().clone();
     let sockets = Sockets::of(&domain, guest);
-    let launch = prepare(&domain, guest, sockets, incoming).await?;
+    let (launch, said) = prepare(&domain, guest, sockets, incoming).await?;
     op.check_cancelled()?;
     op.set_phase("launching");
     let program = launch.program.clone();
@@ -155,6 +156,7 @@ async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<L
     let generation = op.job().generation();
     let live = Arc::new(Live::new(generation, Some(Arc::new(process)), true));
     domain.0.set_live(&live)?;
+    live.keep_logs(&domain.0, guest, said);
     domain.0.observe(Observation::Launched {
         generation,
         pid: Some(pid),
@@ -188,7 +190,11 @@ async fn launch(op: &mut AsyncOp, guest: &Guest, incoming: bool) -> Result<Arc<L
 
 async fn ended(live: &Live) -> Exit {
     match &live.process {
-        Some(process) => process.exited().await,
+        Some(process) => {
+            let exit = process.exited().await;
+            live.wait_said().await;
+            exit
+        }
         None => std::future::pending().await,
     }
 }
@@ -282,7 +288,7 @@ async fn prepare(
     guest: &Guest,
     sockets: Sockets,
     incoming: bool,
-) -> Result<Launch, Error> {
+) -> Result<(Launch, OwnedFd), Error> {
     let (program, directory, guest) = (
         domain.0.context.qemu.clone(),
         domain.0.run_dir(),
@@ -299,7 +305,7 @@ fn open(
     sockets: &Sockets,
     guest: &Guest,
     incoming: bool,
-) -> Result<Launch, Cause> {
+) -> Result<(Launch, OwnedFd), Cause> {
     let kernel = guest
         .kernel
         .iter()
@@ -327,17 +333,13 @@ fn open(
                 .open(path);
             Some(OwnedFd::from(opened.map_err(io("open", path))?))
         }
+        Serial::Log(_) => Some(listen(&directory.join(SERIAL))?),
         Serial::None => None,
     };
     let path = directory.join(LOCK);
     let lock = File::create_new(&path).map_err(io("make", &path))?;
-    let log = directory.join("qemu.log");
-    let stderr = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&log)
-        .map_err(io("make", &log))?;
+    let path = directory.join(STDERR);
+    let (said, stderr) = logs::fifo(&path).map_err(io("make", &path))?;
 
     let channels = Channels {
         monitor: number(&monitor),
@@ -349,13 +351,14 @@ fn open(
         .into_iter()
         .flatten()
         .collect();
-    Ok(Launch {
+    let launch = Launch {
         program,
         arguments,
         descriptors,
         stderr,
         lock,
-    })
+    };
+    Ok((launch, said))
 }
 
 /// A listening socket that QEMU is given: so a connect never races with QEMU's start.

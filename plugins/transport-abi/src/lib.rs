@@ -114,7 +114,8 @@
 //! 2. `crate-type = ["cdylib", "rlib"]` makes it a file to load and a crate to link: a static daemon
 //!    registers the very same `TABLE`.
 //! 3. `cargo xtask conformance target/debug/libtransport_NAME.so NAME:ADDRESS` goes through the
-//!    [`contract`] clause by clause.
+//!    [`contract`] clause by clause. ADDRESS is where it can listen, or a live server's if it only
+//!    dials.
 //! 4. Install it as `libtransport_NAME.so` (with `_` for `-`) in a folder that nobody but root and
 //!    the daemon's user can write, nor any folder above; the host refuses it anywhere else.
 //!

@@ -53,7 +53,8 @@
 //!
 //! The program `transport-conformance` of this package loads one as a daemon would and goes through
 //! the contract: every C function early, twice and in every state, bytes and half-close both ways,
-//! limits, cancelling, and 10 000 rounds with nothing left behind.
+//! limits, cancelling, and 10 000 rounds with nothing left behind. Its target is where the plugin
+//! can listen; one that only dials is judged on a live server.
 //!
 //! # Limits
 //!

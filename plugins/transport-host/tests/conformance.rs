@@ -6,6 +6,8 @@
 #[path = "support/stage.rs"]
 mod support;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
@@ -58,6 +60,34 @@ fn a_target_that_only_listens_is_said_not_to_be_dialed() {
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}");
     assert!(told.contains("not tried"), "{told}");
+}
+
+#[test]
+fn a_plugin_that_only_dials_is_judged_on_a_live_server() {
+    let stage = Stage::new();
+    let path = stage.path("vmm");
+    let vmm = UnixListener::bind(&path).unwrap();
+    // It serves one after the other for as long as the test runs.
+    thread::spawn(move || {
+        for asked in vmm.incoming() {
+            let mut asked = asked.unwrap();
+            // Whoever gave up in the middle did not ask, or does not hear the answer.
+            if asked.read_exact(&mut [0; 10]).is_ok() {
+                let _gone = asked.write_all(b"OK 9\n");
+            }
+        }
+    });
+    let plugin = stage.built("vsock_unix");
+    let output = kit(&plugin, &format!("vsock-unix:{}:9", path.display()));
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("\nkept   11.1  dial after dial"), "{told}");
+    assert_eq!(told.matches(" ok\n").count(), 3, "three figures: {told}");
+
+    let nobody = format!("vsock-unix:{}:9", stage.path("nobody").display());
+    let told = kit(&plugin, &nobody).stdout;
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("the target is no live server"), "{told}");
 }
 
 /// What is done to the plugin in C, and the line that tells of it.

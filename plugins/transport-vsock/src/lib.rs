@@ -17,7 +17,8 @@
 //! # Limits
 //!
 //! What the kernel offers: without a vsock transport of its own, a dial ends with `ENODEV` or after
-//! the kernel's own 2 s.
+//! the kernel's own 2 s. A listener whose backlog is full resets a dial just as a port does on which nobody listens, so
+//! that neither is tried again.
 //!
 //! # What this crate does not know
 //!

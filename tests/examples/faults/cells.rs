@@ -35,7 +35,7 @@ pub(crate) struct Cell {
     pub(crate) row: Row,
     pub(crate) is_qemu_killed: bool,
     /// What the driver that comes back must say of it.
-    pub(crate) became: &'static str,
+    pub(crate) became: &'static [&'static str],
     /// What the guest does then.
     pub(crate) run: &'static [&'static str],
 }
@@ -45,7 +45,7 @@ const fn cell(
     phases: &'static [&'static str],
     within: u64,
     row: Row,
-    became: [&'static str; 2],
+    became: [&'static [&'static str]; 2],
     run: &'static [&'static str],
 ) -> [Cell; 2] {
     let there = Cell {
@@ -77,7 +77,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         ANY,
         2000,
         Row::Idle,
-        ["Kept", "Ended"],
+        [&["Kept"], &["Ended"]],
         RUNNING,
     ),
     cell(
@@ -85,7 +85,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         ANY,
         3000,
         Row::Idle,
-        ["Kept", "Ended"],
+        [&["Kept"], &["Ended"]],
         &["running", "paused"],
     ),
     cell(
@@ -93,7 +93,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         ANY,
         3000,
         Row::Idle,
-        ["Kept", "Ended"],
+        [&["Kept"], &["Ended"]],
         &["running", "paused"],
     ),
     cell(
@@ -101,15 +101,16 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         ANY,
         300,
         Row::Idle,
-        ["Kept", "Ended"],
-        RUNNING,
+        // QEMU may have been told to end, and be about to.
+        [&["Kept", "Ended"], &["Ended"]],
+        &["running", "off"],
     ),
     cell(
         Doing::Start,
         &["launching", "connecting", "running"],
         40_000,
         Row::Start,
-        ["Finished", "Undone"],
+        [&["Finished"], &["Undone"]],
         RUNNING,
     ),
     cell(
@@ -117,7 +118,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         &["preparing", "writing"],
         200_000,
         Row::SavePartial,
-        ["Undone", "Ended"],
+        [&["Undone"], &["Ended"]],
         RUNNING,
     ),
     cell(
@@ -125,7 +126,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         &["ending"],
         4000,
         Row::SaveWhole,
-        ["Finished", "Finished"],
+        [&["Finished"], &["Finished"]],
         OFF,
     ),
     cell(
@@ -133,7 +134,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         &["launching", "connecting", "reading"],
         300_000,
         Row::RestoreUnused,
-        ["Undone", "Undone"],
+        [&["Undone"], &["Undone"]],
         OFF,
     ),
     cell(
@@ -141,7 +142,7 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         &["running"],
         4000,
         Row::RestoreUsed,
-        ["Finished", "Ended"],
+        [&["Finished"], &["Ended"]],
         RUNNING,
     ),
 ];

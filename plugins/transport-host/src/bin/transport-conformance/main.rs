@@ -7,6 +7,7 @@
 //! ```text
 //!  table.rs     what is under the symbol, and altered copies of the file: other versions, another name
 //!  calls.rs     the C functions, called one by one as the contract allows and no host should
+//!  server.rs    the same of a plugin that only dials, on a live server
 //!  streams.rs   what goes through: bytes, half-close, refusals, limits, cancelling
 //!  growth.rs    many rounds of dial and accept, and what they leave behind
 //!    ├─ raw.rs      the calls themselves, watched for what they must not do
@@ -18,6 +19,7 @@ mod growth;
 mod process;
 mod raw;
 mod report;
+mod server;
 mod streams;
 mod subject;
 mod table;
@@ -53,13 +55,15 @@ fn main() -> ExitCode {
     };
     println!("{subject}\n");
     let mut tally = Tally::default();
-    let groups: [&[Clause]; 4] = [
+    let groups: [&[Clause]; 5] = [
         table::CLAUSES,
         calls::CLAUSES,
+        server::CLAUSES,
         streams::CLAUSES,
         growth::CLAUSES,
     ];
-    for clause in groups.into_iter().flatten() {
+    let clauses = groups.into_iter().flatten();
+    for clause in clauses.filter(|clause| subject.is_about(clause.needs)) {
         tally.check(clause, &subject);
     }
     println!("\n{tally}");

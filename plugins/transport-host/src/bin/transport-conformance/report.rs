@@ -37,7 +37,7 @@ impl<E: Error> From<E> for Trouble {
 }
 
 /// An error and what is behind it, in one line.
-fn with_causes(error: &dyn Error) -> String {
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(because) = cause {

@@ -7,13 +7,14 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout_at;
 use transport_abi::{CannotListen, Dial, Failure, Request, Step, Table, Transport};
 use transport_host::{Deadline, Error, ErrorKind, Stream, Transports};
 
 use crate::process::{Held, beat};
-use crate::report::{Check, Clause, Trouble, must};
+use crate::report::{Check, Clause, Trouble, must, with_causes};
 use crate::subject::{Needs, Subject, soon};
 
 pub(crate) const CLAUSES: &[Clause] = &[
@@ -180,27 +181,49 @@ async fn dial_limit(subject: &Subject) -> Check {
     let before = Held::now()?.settled()?;
     for _ in 0..UNACCEPTED {
         beat();
-        if !ends_by_limit(subject, listener.target()).await? {
-            continue;
+        match dial_end(subject, listener.target()).await? {
+            End::Connected => {}
+            End::ByLimit => return before.must_be_back(),
+            // Vsock resets what its backlog has no room for, just as where nobody listens: to wait for
+            // room would be to wait for nobody.
+            End::Refused(reason) => {
+                before.must_be_back()?;
+                let reason = format!("a full backlog refuses at once: {reason}");
+                return Err(Trouble::NotTried(reason));
+            }
         }
-        return before.must_be_back();
     }
     let reason = format!("{UNACCEPTED} peers connect before any is accepted");
     Err(Trouble::NotTried(reason))
 }
 
-/// Whether a dial ended by its deadline; one that connects does not.
-async fn ends_by_limit(subject: &Subject, target: &str) -> Result<bool, Trouble> {
+/// How a dial ended that breaks no clause.
+enum End {
+    Connected,
+    ByLimit,
+    /// The other side said no; "try again" is no such answer.
+    Refused(String),
+}
+
+async fn dial_end(subject: &Subject, target: &str) -> Result<End, Trouble> {
     let deadline = Deadline::now() + LIMIT;
     match subject.transports.dial(target, deadline).await {
-        Ok(_connected) => Ok(false),
+        Ok(_connected) => Ok(End::Connected),
         Err(error) if is_timeout(&error) => {
             let late = Deadline::now().saturating_duration_since(deadline);
             must(late < LATE, format!("{late:?} after its deadline"))?;
-            Ok(true)
+            Ok(End::ByLimit)
         }
+        Err(error) if is_refusal(&error) => Ok(End::Refused(with_causes(&error))),
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    let refusals = [Errno::CONNREFUSED, Errno::CONNRESET].map(Errno::raw_os_error);
+    error
+        .os_error()
+        .is_some_and(|error| refusals.contains(&error))
 }
 
 fn is_timeout(error: &Error) -> bool {
@@ -279,11 +302,11 @@ async fn unreachable(subject: &Subject) -> Check {
         return Err(Trouble::NotTried(reason.to_owned()));
     };
     let before = Held::now()?.settled()?;
-    match ends_by_limit(subject, target).await {
-        Ok(true) => before.must_be_back(),
-        Ok(false) => Err(Trouble::NotTried(format!("somebody answers at {target}"))),
+    match dial_end(subject, target).await {
+        Ok(End::ByLimit) => before.must_be_back(),
+        Ok(End::Connected) => Err(Trouble::NotTried(format!("somebody answers at {target}"))),
         // A network that says so at once is just as good.
-        Err(Trouble::Broken(reason)) => {
+        Ok(End::Refused(reason)) | Err(Trouble::Broken(reason)) => {
             before.must_be_back()?;
             Err(Trouble::NotTried(format!("it fails at once: {reason}")))
         }

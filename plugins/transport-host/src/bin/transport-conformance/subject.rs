@@ -65,6 +65,8 @@ pub(crate) enum Needs {
     Listen,
     /// A listener whose address can be dialed.
     Both,
+    /// A target that is a live server, of a plugin that only dials.
+    Server,
 }
 
 pub(crate) struct Subject {
@@ -157,6 +159,11 @@ impl Subject {
         Ok(())
     }
 
+    /// Whether clauses with these needs are for a plugin like this.
+    pub(crate) fn is_about(&self, needs: Needs) -> bool {
+        needs != Needs::Server || self.no_listening.as_deref() == Some(DOES_NOT_LISTEN)
+    }
+
     /// Why a clause with these needs cannot be tried.
     pub(crate) fn lacks(&self, needs: Needs) -> Option<String> {
         let no_dialing = || {
@@ -165,7 +172,7 @@ impl Subject {
         };
         match needs {
             Needs::Nothing => None,
-            Needs::Dial => no_dialing(),
+            Needs::Dial | Needs::Server => no_dialing(),
             Needs::Listen => self.no_listening.clone(),
             Needs::Both => no_dialing()
                 .or_else(|| self.no_listening.clone())

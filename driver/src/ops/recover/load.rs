@@ -1,0 +1,155 @@
+//! Reading the records: what makes sense becomes a domain that is known, what does not is set aside and costs nobody else.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::warn;
+use uuid::Uuid;
+
+use super::{Became, Recovered, begin};
+use crate::context::Context;
+use crate::domain::{Domain, Inner, Records};
+use crate::error::{Cause, io as failed_to};
+use crate::events::What;
+use crate::guest::Guest;
+use crate::ops::StartOptions;
+use crate::records::{self, Defined, Running};
+use crate::registry::Taken;
+use crate::store::{Found, Shelf};
+
+/// Says for which start of the host guests were started by themselves, below the run directory.
+const STARTED: &str = "autostarted";
+
+/// Makes all guests known that have a record, and begins to find those that ran.
+pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
+    let list = |shelf: Shelf| {
+        let found = context.store.list(shelf);
+        found.map_err(failed_to(
+            "read the records of",
+            format!("{shelf:?}").to_lowercase(),
+        ))
+    };
+    let shelf = Shelf::Definitions;
+    let mut defined = readable(context, shelf, list(shelf)?, |defined: &Defined| {
+        defined.guest.uuid
+    });
+    let shelf = Shelf::Running;
+    let running = readable(context, shelf, list(shelf)?, |record: &Running| {
+        record.guest.uuid
+    });
+    for record in running {
+        let uuid = record.guest.uuid;
+        let kept = defined
+            .iter()
+            .position(|defined| defined.guest.uuid == uuid);
+        let kept = kept.map(|place| defined.swap_remove(place));
+        let records = Records {
+            definition: Some(record.guest.clone()),
+            persistent: kept.is_some(),
+            autostart: kept.as_ref().is_some_and(|kept| kept.autostart),
+            moved_away: kept.is_some_and(|kept| kept.moved_away),
+            ..Records::default()
+        };
+        if let Some(domain) = make_known(context, Shelf::Running, &record.guest, records) {
+            begin(context, domain, record);
+        }
+    }
+    let is_first = is_first_since_boot(&context.run_dir);
+    for defined in defined {
+        let guest = defined.guest;
+        let is_started = is_first && defined.autostart && !defined.moved_away;
+        let records = Records {
+            definition: Some(guest.clone()),
+            persistent: true,
+            autostart: defined.autostart,
+            moved_away: defined.moved_away,
+            ..Records::default()
+        };
+        let domain = make_known(context, Shelf::Definitions, &guest, records);
+        if let Some(domain) = domain.filter(|_| is_started) {
+            context.tracker.spawn(async move {
+                if let Err(error) = domain.start_with(StartOptions::default()).await {
+                    let error = format!("{error:#}");
+                    warn!(domain = domain.name(), error, "autostart failed");
+                }
+            });
+        }
+    }
+    context.recoveries.tasks.close();
+    Ok(())
+}
+
+/// The records that make sense. The others are set aside, and cost nobody else.
+fn readable<T: serde::de::DeserializeOwned>(
+    context: &Context,
+    shelf: Shelf,
+    found: Vec<Found>,
+    uuid: impl Fn(&T) -> Uuid,
+) -> Vec<T> {
+    let mut all = Vec::new();
+    for (key, bytes) in found {
+        let read = match bytes {
+            Ok(bytes) => records::decode(&bytes).map_err(|error| error.to_string()),
+            Err(error) => Err(format!("cannot be read: {error}")),
+        };
+        match read {
+            Ok(record) if uuid(&record).to_string() == key => all.push(record),
+            Ok(record) => {
+                let reason = format!("is a copy: it says that it is of {}", uuid(&record));
+                set_aside(context, shelf, key, reason);
+            }
+            Err(reason) => set_aside(context, shelf, key, reason),
+        }
+    }
+    all
+}
+
+fn set_aside(context: &Context, shelf: Shelf, key: String, reason: String) {
+    let place = match context.store.set_aside(shelf, &key) {
+        Ok(place) => place,
+        Err(error) => format!("where it was, since it cannot be moved: {error}"),
+    };
+    warn!(key, place, reason, "a record was set aside");
+    context.recoveries.add(Recovered {
+        uuid: Uuid::try_parse(&key).ok(),
+        name: key.into(),
+        job: None,
+        became: Became::SetAside { place, reason },
+    });
+}
+
+fn make_known(
+    context: &Arc<Context>,
+    shelf: Shelf,
+    guest: &Guest,
+    records: Records,
+) -> Option<Domain> {
+    let make = |id| Inner::new(id, &guest.name, guest.uuid, context, records);
+    match context.registry.insert(&guest.name, guest.uuid, make) {
+        Ok(inner) => {
+            inner.tell(What::Defined);
+            Some(Domain(inner))
+        }
+        // Uuids are file names, which are different.
+        Err(Taken::Name | Taken::Uuid) => {
+            let reason = format!("is of a second guest that is called \"{}\"", guest.name);
+            set_aside(context, shelf, guest.uuid.to_string(), reason);
+            None
+        }
+    }
+}
+
+/// Whether no driver has started guests by itself since the host was started. Says so for the next one.
+fn is_first_since_boot(run_dir: &Path) -> bool {
+    let path = run_dir.join(STARTED);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if std::fs::read_to_string(&path).is_ok_and(|known| known == boot) {
+        return false;
+    }
+    if let Err(error) = std::fs::write(&path, boot) {
+        // Better not started than started again by each driver: who shut a guest down meant it.
+        warn!(path = %path.display(), %error, "guests are not started by themselves");
+        return false;
+    }
+    true
+}

@@ -1,0 +1,107 @@
+//! Many guests at once: one that hangs costs its own row.
+
+use std::time::Duration;
+
+use driver::{ErrorKind, StartOptions};
+use futures::future::join_all;
+use tokio::time::Instant;
+
+use crate::harness::tests;
+use crate::rig::{Rig, Signal, jobs_until, kill};
+
+tests! {
+    the_figures_of_two_hundred_guests_of_which_five_hang_take_one_deadline,
+    who_holds_a_guest_and_who_waits_is_told_in_words,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn the_figures_of_two_hundred_guests_of_which_five_hang_take_one_deadline(rig: Rig) {
+    const GUESTS: usize = 200;
+    const HANG: usize = 5;
+    // Eight at a time: QEMUs that all begin at once only wait for each other.
+    for eight in (0..GUESTS).collect::<Vec<_>>().chunks(8) {
+        let start = |number: &usize| {
+            let guest = rig.empty(&format!("m{number}"));
+            rig.driver
+                .start(guest, StartOptions::default())
+                .into_future()
+        };
+        for started in join_all(eight.iter().map(start)).await {
+            started.expect("it starts");
+        }
+    }
+    let domains = rig.driver.domains();
+    for domain in &domains[..HANG] {
+        kill(domain.observed().pid.expect("it runs"), Signal::STOP);
+    }
+    let began = Instant::now();
+    let limit = 3 * SECOND;
+    let rows = rig.driver.stats(limit).await;
+    let took = began.elapsed();
+    let (answered, silent): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.stats.is_ok());
+    println!(
+        "figure driver-stats-200-of-which-5-hang {:.2} s",
+        took.as_secs_f64()
+    );
+    assert_eq!((answered.len(), silent.len()), (GUESTS - HANG, HANG));
+    for row in answered {
+        let stats = row.stats.as_ref().expect("it answered");
+        assert_eq!(
+            (stats.status.as_str(), stats.vcpus),
+            ("running", 0),
+            "{}",
+            row.name
+        );
+    }
+    for row in silent {
+        let error = row.stats.as_ref().expect_err("it hangs");
+        assert!(
+            matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unresponsive),
+            "{error:#}"
+        );
+    }
+    assert!(took < limit + SECOND, "{took:?}");
+    // A stopped process obeys nothing but its end.
+    for domain in &domains[..HANG] {
+        kill(domain.observed().pid.expect("it runs"), Signal::CONT);
+    }
+}
+
+async fn who_holds_a_guest_and_who_waits_is_told_in_words(rig: Rig) {
+    let started = rig.driver.start(rig.empty("web"), StartOptions::default());
+    let web = started.await.expect("it starts");
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (end, may_end) = tokio::sync::oneshot::channel::<()>();
+    let domain = web.clone();
+    let holding = tokio::spawn(async move {
+        let deadline = Instant::now() + 20 * SECOND;
+        let held = domain.run(
+            "nightly",
+            job_core::JobKind::Modify,
+            deadline,
+            |_op| async move {
+                let _told = begun.send(());
+                let _ended = may_end.await;
+                Ok(())
+            },
+        );
+        held.await
+    });
+    has_begun.await.expect("it is held");
+    let waiting = tokio::spawn(web.pause().into_future());
+    assert!(jobs_until(&web, 5 * SECOND, |jobs| !jobs.waiting.is_empty()).await);
+    let text = web.explain().to_string();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!(lines[0], "\"web\" is running");
+    assert!(lines[1].starts_with("  normal held by modify ("), "{text}");
+    assert!(
+        lines[2].starts_with("  waits  suspend for \"pause\", 0."),
+        "{text}"
+    );
+    assert!(lines[2].ends_with("for \"nightly\""), "{text}");
+    end.send(()).expect("it is held");
+    holding.await.expect("no panic").expect("it ends");
+    waiting.await.expect("no panic").expect("its turn came");
+}

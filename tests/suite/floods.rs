@@ -1,0 +1,119 @@
+//! A guest that floods its serial port and a QEMU that floods its standard error fill no disk, with a driver and without.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use driver::{Domain, Guest, Serial, StartOptions};
+use tokio::time::{Instant, sleep};
+
+use crate::harness::tests;
+use crate::rig::Rig;
+
+tests! {
+    a_guest_that_floods_its_serial_port_fills_two_files_and_no_more,
+    a_qemu_that_floods_its_standard_error_fills_two_files_and_no_more,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+/// The limit of one log, as `driver` says it.
+const LIMIT: u64 = 1 << 20;
+
+fn older(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.1", path.display()))
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+fn kept(path: &Path) -> u64 {
+    length(path) + length(&older(path))
+}
+
+/// Waits until the log has been turned over, then looks on for a while: neither file passes the limit.
+async fn flooded(path: &Path) {
+    let deadline = Instant::now() + 90 * SECOND;
+    while !older(path).exists() {
+        let here = length(path);
+        assert!(Instant::now() < deadline, "the flood came to {here} bytes");
+        sleep(SECOND / 20).await;
+    }
+    for _ in 0..20 {
+        assert!(length(path) <= LIMIT && length(&older(path)) <= LIMIT);
+        sleep(SECOND / 20).await;
+    }
+}
+
+/// What is kept at `path` grows by no more than what a fifo holds while no driver is there.
+async fn floods_on_without_a_driver(rig: Rig, path: &Path) -> Rig {
+    let left = rig.leave().await;
+    let before = kept(path);
+    sleep(2 * SECOND).await;
+    assert_eq!(kept(path), before, "nobody writes");
+    Rig::again(left)
+}
+
+async fn answers(domain: &Domain) {
+    let asked = domain.query_status().deadline(10 * SECOND).await;
+    assert!(asked.expect("QEMU is not held up by what it says").running);
+}
+
+async fn a_guest_that_floods_its_serial_port_fills_two_files_and_no_more(rig: Rig) {
+    let path = rig.dir.path().join("serial.log");
+    let guest = Guest {
+        serial: Serial::Log(path.clone()),
+        ..rig.guest("web")
+    };
+    let domain = rig.driver.start(guest, StartOptions::default()).await;
+    let domain = domain.expect("it starts");
+    let ready = domain.wait_agent().deadline(60 * SECOND).await;
+    ready.expect("it boots");
+    let text = fs::read_to_string(&path).expect("the console is kept");
+    assert!(text.contains("tick "), "{text}");
+    let script = "(while :; do cat /proc/kallsyms; done) >/dev/ttyS0 2>/dev/null </dev/null &";
+    let arguments = vec!["-c".into(), script.into()];
+    let flood = domain.exec("/bin/sh", arguments, agent_qga::Limits::default());
+    flood.await.expect("it begins");
+    flooded(&path).await;
+    answers(&domain).await;
+    drop(domain);
+    let rig = floods_on_without_a_driver(rig, &path).await;
+    let domain = rig.driver.by_name("web").expect("known");
+    rig.driver
+        .recovered(Instant::now() + 20 * SECOND)
+        .await
+        .expect("found");
+    answers(&domain).await;
+    flooded(&path).await;
+    domain.destroy().await.expect("it ends");
+}
+
+async fn a_qemu_that_floods_its_standard_error_fills_two_files_and_no_more(rig: Rig) {
+    let guest = Guest {
+        // Each block that is run is told of.
+        extra_arguments: vec!["-d".into(), "exec,nochain".into()],
+        ..rig.guest("web")
+    };
+    let domain = rig.driver.start(guest, StartOptions::default()).await;
+    let domain = domain.expect("it starts");
+    let path = rig
+        .dir
+        .path()
+        .join("run")
+        .join(domain.uuid().to_string())
+        .join("qemu.log");
+    flooded(&path).await;
+    answers(&domain).await;
+    drop(domain);
+    let rig = floods_on_without_a_driver(rig, &path).await;
+    let domain = rig.driver.by_name("web").expect("known");
+    rig.driver
+        .recovered(Instant::now() + 20 * SECOND)
+        .await
+        .expect("found");
+    answers(&domain).await;
+    flooded(&path).await;
+    domain.destroy().await.expect("it ends");
+    assert!(!path.exists());
+}
