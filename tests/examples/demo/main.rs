@@ -12,12 +12,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver::{Domain, ErrorKind, MigrateOptions, Notice, SaveOptions, StartOptions, What};
+use driver::{Domain, Door, ErrorKind, MigrateOptions, Notice, SaveOptions, StartOptions, What};
 use futures::future::join_all;
 use job_core::{BeginError, Kind};
-use remote_migrate::{Destination, InProcess};
+use remote_migrate::wire::{AllowList, Options, UnixDial, WirePeer};
 use report::Report;
 use rig::{Env, Rig, Signal};
+use tokio::net::UnixListener;
 use tokio::time::Instant;
 
 const MIB: u64 = 1 << 20;
@@ -345,7 +346,7 @@ async fn shut_down(rig: &Rig, report: &mut Report, domain: &Domain) {
     );
 }
 
-/// The guest goes to another driver, here in the same process, and runs on there.
+/// The guest goes to another driver, over the wire as if that were in another process, and runs on there.
 async fn move_away(rig: &Rig, there: &Rig, report: &mut Report, domain: &Domain) -> Option<Domain> {
     let mut step = report.step("The guest moves to another driver, and runs there only");
     let before = rig
@@ -354,8 +355,14 @@ async fn move_away(rig: &Rig, there: &Rig, report: &mut Report, domain: &Domain)
         .last()
         .copied()
         .unwrap_or_default();
-    let service = Destination::new(Arc::new(there.driver.arrivals()), there.driver.journal());
-    let peer = Arc::new(InProcess::new(Arc::new(service)));
+    let options = Options::new(AllowList::nobody().uid(rustix::process::getuid().as_raw()));
+    let socket = there.dir.path().join("wire");
+    let listener = step.must("listen", UnixListener::bind(&socket))?;
+    there
+        .driver
+        .serve_migrations(Door::unix(listener), options.clone());
+    let peer = Arc::new(WirePeer::new(UnixDial::new(socket), options));
+    let link = peer.link().watch();
     let mut follow = domain.subscribe();
     let options = MigrateOptions {
         bandwidth: Some(32 * MIB),
@@ -382,6 +389,9 @@ async fn move_away(rig: &Rig, there: &Rig, report: &mut Report, domain: &Domain)
     step.took("it moved in", report.took);
     step.saw("phases of the job here", phases.join(", "));
     step.saw("it belongs to", report.owner.to_string());
+    if let Some(who) = &link.borrow().peer {
+        step.saw("who took it", who.to_string());
+    }
     step.saw("here it is", domain.observed().run.name().to_owned());
     step.claim(
         "its QEMU here has ended",

@@ -10,20 +10,22 @@
 //! The guest stands still from its stop at the source to its start at the destination. Each is told by its own host's
 //! clock; how far those are apart was measured by the wire.
 
+mod process;
+
 use std::error::Error;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use driver::{Deadline, Domain, Door, Driver, MigrateOptions, Notice, Run, StartOptions, What};
 use remote_migrate::wire::{AllowList, ClockOffset, Options, UnixDial, WirePeer};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use transport_host::Transports;
+
+use process::Process;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -37,6 +39,40 @@ async fn main() -> Result<()> {
         [mode, transports, dir] if mode == "--daemon" => daemon(transports, Path::new(dir)).await,
         _ => Err("usage: migrate_pair TRANSPORTS GUEST.json".into()),
     }
+}
+
+async fn there_and_back(transports: &str, guest: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut here = Process::launch("here", folder.path(), transports)?;
+    let mut there = Process::launch("there", folder.path(), transports)?;
+    here.ask(&format!("start {guest}")).await?;
+    println!("the guest runs here");
+    travel(&mut here, &mut there).await?;
+    travel(&mut there, &mut here).await?;
+    here.end().await?;
+    there.end().await
+}
+
+/// Moves the guest, and tells how long it stood still.
+async fn travel(from: &mut Process, to: &mut Process) -> Result<()> {
+    let socket = to.dir.join("wire");
+    let moved = from.ask(&format!("move {}", socket.display())).await?;
+    let [stopped, nanos, error, took] = moved[..] else {
+        return Err("it does not say when the guest stopped".into());
+    };
+    let error = Duration::from_nanos(u64::try_from(error)?);
+    let since = to.ask("since").await?;
+    let [runs] = since[..] else {
+        return Err("it does not say since when the guest runs".into());
+    };
+    let stood_still = ClockOffset { nanos, error }.between(stopped, runs);
+    println!(
+        "it runs {} after {:.2} s; it stood still for {:.1} ms, give or take {error:?} between clocks {nanos} ns apart",
+        to.name,
+        took as f64 / 1e9,
+        stood_still as f64 / 1e6,
+    );
+    Ok(())
 }
 
 /// A daemon: takes in whatever a process of the same user brings, and does what it is told until nobody is there to tell.
@@ -136,97 +172,4 @@ fn only(driver: &Driver) -> Result<Domain> {
 
 fn nanos(at: SystemTime) -> Result<i64> {
     Ok(i64::try_from(at.duration_since(UNIX_EPOCH)?.as_nanos())?)
-}
-
-async fn there_and_back(transports: &str, guest: &str) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let mut here = Process::launch("here", folder.path(), transports)?;
-    let mut there = Process::launch("there", folder.path(), transports)?;
-    here.ask(&format!("start {guest}")).await?;
-    println!("the guest runs here");
-    travel(&mut here, &mut there).await?;
-    travel(&mut there, &mut here).await?;
-    here.end().await?;
-    there.end().await
-}
-
-/// Moves the guest, and tells how long it stood still.
-async fn travel(from: &mut Process, to: &mut Process) -> Result<()> {
-    let socket = to.dir.join("wire");
-    let moved = from.ask(&format!("move {}", socket.display())).await?;
-    let [stopped, nanos, error, took] = moved[..] else {
-        return Err("it does not say when the guest stopped".into());
-    };
-    let error = Duration::from_nanos(u64::try_from(error)?);
-    let since = to.ask("since").await?;
-    let [runs] = since[..] else {
-        return Err("it does not say since when the guest runs".into());
-    };
-    let stood_still = ClockOffset { nanos, error }.between(stopped, runs);
-    println!(
-        "it runs {} after {:.2} s; it stood still for {:.1} ms, give or take {error:?} between clocks {nanos} ns apart",
-        to.name,
-        took as f64 / 1e9,
-        stood_still as f64 / 1e6,
-    );
-    Ok(())
-}
-
-/// A daemon in a process of its own. It ends, and its guests with it, when its orders do.
-struct Process {
-    name: &'static str,
-    dir: PathBuf,
-    child: Child,
-    orders: ChildStdin,
-    said: Lines<BufReader<ChildStdout>>,
-}
-
-impl Process {
-    fn launch(name: &'static str, folder: &Path, transports: &str) -> Result<Self> {
-        let dir = folder.join(name);
-        std::fs::create_dir(&dir)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--daemon", transports]).arg(&dir);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let orders = child.stdin.take().ok_or("it takes no orders")?;
-        let said = child.stdout.take().ok_or("its words are lost")?;
-        let said = BufReader::new(said).lines();
-        Ok(Self {
-            name,
-            dir,
-            child,
-            orders,
-            said,
-        })
-    }
-
-    /// Gives an order, shows how it goes, and yields the numbers of the answer.
-    async fn ask(&mut self, order: &str) -> Result<Vec<i64>> {
-        self.orders
-            .write_all(format!("{order}\n").as_bytes())
-            .await?;
-        while let Some(line) = self.said.next_line().await? {
-            match line.split_once(' ') {
-                Some(("done", answer)) => {
-                    let numbers = answer.split_whitespace().map(str::parse);
-                    return Ok(numbers.collect::<std::result::Result<_, _>>()?);
-                }
-                Some(("failed", why)) => return Err(format!("{}: {why}", self.name).into()),
-                _ => println!("{}: {line}", self.name),
-            }
-        }
-        Err(format!("{} has ended", self.name).into())
-    }
-
-    async fn end(mut self) -> Result<()> {
-        drop(self.orders);
-        let status = self.child.wait().await?;
-        status
-            .success()
-            .then_some(())
-            .ok_or_else(|| format!("{}: {status}", self.name).into())
-    }
 }
