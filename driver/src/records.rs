@@ -47,6 +47,9 @@ pub(crate) struct Interrupted {
     pub(crate) owner: String,
     /// What is needed to finish or undo it.
     pub(crate) work: Work,
+    /// Whether an earlier driver began it: only settling it ends it then, whatever else is done under its id.
+    #[serde(skip)]
+    pub(crate) is_earlier: bool,
 }
 
 /// What an async job does, and what is needed to finish or undo it.
@@ -182,6 +185,7 @@ mod tests {
                     save: Uuid::new_v4(),
                     was_running: true,
                 },
+                is_earlier: false,
             }),
         }
     }

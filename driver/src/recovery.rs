@@ -10,7 +10,8 @@
 //! | restore, file unused | undone | undone: QEMU ends, the guest is in the file |
 //! | restore, file missing | undone | kept as it is: an operator decides |
 //! | restore, file used | the guest died with QEMU | finished: it runs if it ran when it was saved |
-//! | migration out | its journal decides | kept as it is: its journal decides |
+//! | migration out, in the journal | its journal decides | kept as it is: its journal decides |
+//! | migration out, not in it | it ended | it is kept: nobody else was told of it, or all is settled |
 //! | migration in | its journal decides | kept if it was taken, else undone: QEMU ends |
 
 use crate::records::Work;
@@ -25,6 +26,8 @@ pub(crate) struct Findings {
     pub(crate) file: Option<State>,
     /// Whether a guest that arrived was taken here.
     pub(crate) was_taken: bool,
+    /// Whether the journal has a migration of it that left from here.
+    pub(crate) is_leaving: bool,
 }
 
 /// What to do.
@@ -82,7 +85,9 @@ pub(crate) fn decide(work: Option<&Work>, found: Findings) -> Action {
         (Some(Work::Restore { .. }), true) => Action::Unsettled,
         (Some(Work::Restore { .. }), false) if found.file == Some(State::Restored) => Action::Ended,
         (Some(Work::Restore { .. }), false) => Action::Unborn,
-        (Some(Work::MigrationOut), _) => Action::Unsettled,
+        (Some(Work::MigrationOut), _) if found.is_leaving => Action::Unsettled,
+        (Some(Work::MigrationOut), true) => Action::Keep,
+        (Some(Work::MigrationOut), false) => Action::Ended,
         (Some(Work::MigrationIn), _) if found.was_taken => Action::Unsettled,
         (Some(Work::MigrationIn), true) => Action::EndUnborn,
         (Some(Work::MigrationIn), false) => Action::Unborn,
@@ -128,11 +133,12 @@ mod tests {
         for work in works() {
             for is_there in [false, true] {
                 for file in FILES {
-                    for was_taken in [false, true] {
+                    for journal in 0..4 {
                         let found = Findings {
                             is_there,
                             file,
-                            was_taken,
+                            was_taken: journal & 1 != 0,
+                            is_leaving: journal & 2 != 0,
                         };
                         rows.push((work.clone(), found, decide(work.as_ref(), found)));
                     }

@@ -39,6 +39,7 @@ async fn ten_who_wait_all_fail_as_gone(rig: Rig) {
     };
     let path = rig.dir.path().join("save");
     let saving = tokio::spawn(domain.save(&path, options).into_future());
+    assert!(jobs_until(&domain, 10 * SECOND, |jobs| jobs.asynchronous.is_some()).await);
     let waiting: Vec<_> = (0..10)
         .map(|_| tokio::spawn(domain.set_memory(200 << 20).into_future()))
         .collect();

@@ -4,12 +4,13 @@
 //! file, rewritten whole. It knows no agent.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
@@ -109,27 +110,28 @@ impl LeaseStore for MemoryLeases {
     }
 }
 
+/// Who changes the records for longer than this hangs.
+const LONGEST_CHANGE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Records in one file of JSON.
 ///
 /// Each change writes a file beside it, syncs that to the disk, renames it over the old one and
-/// syncs the folder: a crash at any point leaves the old file or the new one.
+/// syncs the folder: a crash at any point leaves the old file or the new one. Changes of other
+/// stores of the same file, in this process or another, are kept out by a lock on a file beside it.
 #[derive(Debug)]
 pub struct FileLeases {
     path: PathBuf,
-    changing: Mutex<()>,
 }
 
 impl FileLeases {
     /// A store in that file. The file appears with the first record, its folder must be there.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            changing: Mutex::new(()),
-        }
+        Self { path: path.into() }
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<LeaseRecord>) -> bool) -> io::Result<()> {
-        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&beside(&self.path, ".lock"))?;
         let mut records = read(&self.path)?;
         if change(&mut records) {
             replace(&self.path, &serde_json::to_vec(&records)?)?;
@@ -168,10 +170,37 @@ fn read(path: &Path) -> io::Result<Vec<LeaseRecord>> {
     }
 }
 
+/// Keeps everybody else out for as long as the file lives. A change takes milliseconds, and a process
+/// that was killed holds nothing, so one that is waited for longer hangs.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if began.elapsed() >= LONGEST_CHANGE => {
+                let text = format!("{} is locked for {LONGEST_CHANGE:?}", path.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            // A wait for the lock itself would have no end.
+            Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
+        }
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut draft_name = path.as_os_str().to_owned();
-    draft_name.push(".draft");
-    let draft_name = PathBuf::from(draft_name);
+    let draft_name = beside(path, ".draft");
     let mut draft = File::create(&draft_name)?;
     draft.write_all(content)?;
     draft.sync_all()?;
@@ -225,6 +254,28 @@ mod tests {
     }
 
     #[test]
+    fn two_stores_of_one_file_lose_nothing_of_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("leases.json");
+        let left: Vec<_> = (0..4).map(|number| record(&number.to_string())).collect();
+        thread::scope(|scope| {
+            for record in &left {
+                let store = FileLeases::new(&path);
+                scope.spawn(move || {
+                    for _ in 0..10 {
+                        store.put(record).unwrap();
+                        store.remove(&record.id).unwrap();
+                    }
+                    store.put(record).unwrap();
+                });
+            }
+        });
+        let mut found = FileLeases::new(&path).pending().unwrap();
+        found.sort_by(|a, b| a.guest.cmp(&b.guest));
+        assert_eq!(found, left);
+    }
+
+    #[test]
     fn a_file_keeps_its_records_for_the_next_process() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("leases.json");
@@ -242,8 +293,8 @@ mod tests {
         assert_eq!(FileLeases::new(&path).pending().unwrap(), [one]);
         assert_eq!(
             fs::read_dir(&folder).unwrap().count(),
-            1,
-            "no draft is left"
+            2,
+            "no draft is left beside the records and their lock"
         );
     }
 

@@ -38,7 +38,10 @@ impl Inner {
     }
 
     /// What an earlier daemon wrote, before anybody sees the domain.
-    pub(crate) fn take_up(&self, record: Running) {
+    pub(crate) fn take_up(&self, mut record: Running) {
+        if let Some(job) = &mut record.job {
+            job.is_earlier = true;
+        }
         if let Ok(mut place) = self.running.try_lock() {
             *place = Some(record);
         }
@@ -48,7 +51,9 @@ impl Inner {
     pub(crate) async fn job_is_over(&self, id: u64) {
         let noted = self.note(move |record| {
             if let Some(record) = record
-                && record.job.as_ref().is_some_and(|job| job.id == id)
+                && let Some(job) = &record.job
+                && job.id == id
+                && !job.is_earlier
             {
                 record.job = None;
             }

@@ -205,6 +205,7 @@ impl AsyncOp {
             id: self.job.id(),
             owner: self.owner.to_string(),
             work,
+            is_earlier: false,
         }
     }
 

@@ -362,24 +362,28 @@ async fn findings(domain: &Domain, work: Option<&Work>, is_there: bool) -> Resul
         }
         _ => None,
     };
-    let was_taken = match work {
-        Some(Work::MigrationIn) => {
+    let (was_taken, is_leaving) = match work {
+        Some(Work::MigrationIn | Work::MigrationOut) => {
             let records = domain.0.context.journal.list().await;
             let records = records.map_err(|error| {
                 Cause::State(format!("the migration journal cannot be read: {error:#}"))
             })?;
-            records.iter().any(|record| {
-                record.domain() == domain.uuid()
-                    && record.side() == Side::Destination
-                    && record.owner() == Owner::Destination
-            })
+            let has = |side, owned: bool| {
+                records.iter().any(|record| {
+                    record.domain() == domain.uuid()
+                        && record.side() == side
+                        && (!owned || record.owner() == Owner::Destination)
+                })
+            };
+            (has(Side::Destination, true), has(Side::Source, false))
         }
-        _ => false,
+        _ => (false, false),
     };
     Ok(Findings {
         is_there,
         file,
         was_taken,
+        is_leaving,
     })
 }
 
@@ -428,7 +432,9 @@ async fn settle(op: &mut AsyncOp, live: &Arc<Live>) -> Result<Became, Error> {
         });
     }
     // The job may be one that an earlier driver began: what is written of it goes by what it is, not by this op.
-    if action != Action::Unsettled {
+    // A guest that was taken is ours for good, and what is still to be said of it is the journal's. One that leaves stays
+    // written down until it is settled.
+    if !(action == Action::Unsettled && work == Some(Work::MigrationOut)) {
         let over = domain.0.note(|record| {
             if let Some(record) = record {
                 record.job = None;

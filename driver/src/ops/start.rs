@@ -14,6 +14,7 @@ use monitor_qmp::{Monitor, Qmp, command};
 use remote_migrate::Record;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tracing::debug;
 
 use crate::command_line::{Channels, arguments};
 use crate::domain::state::Observation;
@@ -409,9 +410,14 @@ pub(crate) async fn connect_monitor(
     // it belongs to the greeting.
     if let Some(monitor) = live.monitor() {
         let capabilities = vec![command::MigrationCapability::on("events")];
-        monitor
-            .execute(command::MigrateSetCapabilities { capabilities }, deadline)
-            .await?;
+        let set = monitor.execute(command::MigrateSetCapabilities { capabilities }, deadline);
+        match set.await {
+            // A migration that an earlier daemon began is under way: it began with them.
+            Err(error) if error.kind() == monitor_qmp::ErrorKind::Refused => {
+                debug!(domain = domain.name(), %error, "migration events are left as they are");
+            }
+            other => other.map(drop)?,
+        }
     }
     // Its answers are worth no more time than the connect as a whole.
     let _late = timeout_at(deadline, resync(&domain.0, live)).await;

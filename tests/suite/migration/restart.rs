@@ -342,8 +342,8 @@ pub(super) async fn a_source_that_dies_while_memory_moves_keeps_the_guest_when_i
     assert!(is_performing(&domain).await);
     drop(domain);
     let here = here.again(&rig.env, dir.path()).await;
-    // A QEMU in the middle of sending may refuse a part of the greeting, and is asked all the same.
-    let (web, _) = here.takes_up("web").await;
+    let (web, became) = here.takes_up("web").await;
+    assert_eq!(became, Became::InDoubt);
     let report = web.recover_migration(peer(&rig)).await.expect("it is told");
     assert_eq!((report.owner, report.settled), (Owner::Source, true));
     assert!(web.query_status().await.expect("it answers").running);
