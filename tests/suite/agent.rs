@@ -6,6 +6,7 @@
 
 mod bench;
 mod content;
+mod dropping;
 mod freezing;
 mod session;
 
@@ -16,6 +17,7 @@ use self::content::{
     an_agent_cuts_output_at_sixteen_mebibytes_and_says_so, every_command_of_the_agent_is_typed,
     files_go_in_and_out_with_their_digest,
 };
+use self::dropping::every_future_dropped_at_every_poll_of_a_real_agent_leaves_a_sound_one;
 pub(crate) use self::freezing::freezer;
 use self::freezing::{
     a_dropped_freeze_of_a_real_ext4_is_thawed,
@@ -46,6 +48,7 @@ tests! {
     an_agent_killed_in_the_guest_is_found_again,
     a_paused_guest_costs_a_deadline_and_answers_after_it,
     files_go_in_and_out_with_their_digest,
+    every_future_dropped_at_every_poll_of_a_real_agent_leaves_a_sound_one,
     a_program_is_heard_while_it_runs,
     an_agent_cuts_output_at_sixteen_mebibytes_and_says_so,
     every_command_of_the_agent_is_typed,
