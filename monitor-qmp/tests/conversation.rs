@@ -220,6 +220,29 @@ async fn a_reply_comes_after_the_events_before_it() {
     assert_eq!(stopped, ["STOP", "NEW_IN_11"]);
 }
 
+/// As QEMU 7.2 tells them; the guest that real QEMU is tested with has neither device.
+#[tokio::test]
+async fn a_guests_panic_and_its_watchdog_are_told_with_what_qemu_does_about_them() {
+    let (queue, mut told) = events(8);
+    let (_monitor, mut qemu) = scripted_with(true, queue).await;
+    let panic = json!({"action": "pause", "info": {"type": "hyper-v", "arg1": 1}});
+    qemu.event("GUEST_PANICKED", panic).await;
+    qemu.event("WATCHDOG", json!({"action": "pause"})).await;
+    let mut faults = Vec::new();
+    for _ in 0..2 {
+        match told.next().await {
+            Some(Notice::Event(event)) => match event.typed() {
+                QmpEvent::GuestPanicked(fault) => faults.push(("panic", fault.action)),
+                QmpEvent::Watchdog(fault) => faults.push(("watchdog", fault.action)),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+    let pause = || "pause".to_owned();
+    assert_eq!(faults, [("panic", pause()), ("watchdog", pause())]);
+}
+
 #[tokio::test]
 async fn the_end_of_the_stream_fails_every_caller_with_the_reason() {
     let diary = Diary::default();
