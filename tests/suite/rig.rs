@@ -276,9 +276,11 @@ impl Foreign {
             "-name",
             "foreign",
         ]);
+        // It waits for its first client: one that is early would meet it while it sets its monitor up, and may never be
+        // answered then (QEMU 7.2).
         command
             .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", socket.display()));
+            .arg(format!("unix:{},server=on,wait=on", socket.display()));
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
