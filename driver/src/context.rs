@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
-use remote_migrate::Journal;
+use remote_migrate::{Journal, Record};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport_host::Transports;
 
+use crate::error::Cause;
 use crate::events::Log;
 use crate::ops::recover::Recoveries;
 use crate::process::Launcher;
@@ -89,6 +90,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// All records of migrations. That they cannot be read is not the same as that there are none.
+    pub(crate) async fn migrations(&self) -> Result<Vec<Record>, Cause> {
+        let records = self.journal.list().await;
+        records.map_err(|error| {
+            Cause::State(format!("the migration journal cannot be read: {error:#}"))
+        })
+    }
+
     /// The driver's one timer: looks at domains that have something overdue, and sleeps for ever while none has.
     pub(crate) async fn sweep(overdue: Overdue, parting: CancellationToken) {
         let sweeping = async {

@@ -45,13 +45,22 @@ async fn flooded(path: &Path) {
     }
 }
 
-/// What is kept at `path` grows by no more than what a fifo holds while no driver is there.
-async fn floods_on_without_a_driver(rig: Rig, path: &Path) -> Rig {
+/// The flood goes on with a driver, without one, and with the next, which ends it.
+async fn floods_with_a_driver_and_without(rig: Rig, domain: Domain, path: &Path) {
+    flooded(path).await;
+    answers(&domain).await;
+    drop(domain);
     let left = rig.leave().await;
     let before = kept(path);
     sleep(2 * SECOND).await;
     assert_eq!(kept(path), before, "nobody writes");
-    Rig::again(left)
+    let rig = Rig::again(left);
+    let domain = rig.driver.by_name("web").expect("known");
+    let found = rig.driver.recovered(Instant::now() + 20 * SECOND).await;
+    found.expect("found");
+    answers(&domain).await;
+    flooded(path).await;
+    domain.destroy().await.expect("it ends");
 }
 
 async fn answers(domain: &Domain) {
@@ -75,18 +84,7 @@ async fn a_guest_that_floods_its_serial_port_fills_two_files_and_no_more(rig: Ri
     let arguments = vec!["-c".into(), script.into()];
     let flood = domain.exec("/bin/sh", arguments, agent_qga::Limits::default());
     flood.await.expect("it begins");
-    flooded(&path).await;
-    answers(&domain).await;
-    drop(domain);
-    let rig = floods_on_without_a_driver(rig, &path).await;
-    let domain = rig.driver.by_name("web").expect("known");
-    rig.driver
-        .recovered(Instant::now() + 20 * SECOND)
-        .await
-        .expect("found");
-    answers(&domain).await;
-    flooded(&path).await;
-    domain.destroy().await.expect("it ends");
+    floods_with_a_driver_and_without(rig, domain, &path).await;
 }
 
 async fn a_qemu_that_floods_its_standard_error_fills_two_files_and_no_more(rig: Rig) {
@@ -103,17 +101,6 @@ async fn a_qemu_that_floods_its_standard_error_fills_two_files_and_no_more(rig: 
         .join("run")
         .join(domain.uuid().to_string())
         .join("qemu.log");
-    flooded(&path).await;
-    answers(&domain).await;
-    drop(domain);
-    let rig = floods_on_without_a_driver(rig, &path).await;
-    let domain = rig.driver.by_name("web").expect("known");
-    rig.driver
-        .recovered(Instant::now() + 20 * SECOND)
-        .await
-        .expect("found");
-    answers(&domain).await;
-    flooded(&path).await;
-    domain.destroy().await.expect("it ends");
+    floods_with_a_driver_and_without(rig, domain, &path).await;
     assert!(!path.exists());
 }

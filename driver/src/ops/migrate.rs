@@ -149,10 +149,7 @@ impl Domain {
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::MigrationOut.default_mask();
             let work = move |op: AsyncOp| async move {
-                let records = op.domain().0.context.journal.list().await;
-                let records = records.map_err(|error| {
-                    Cause::State(format!("the migration journal cannot be read: {error:#}"))
-                })?;
+                let records = op.domain().0.context.migrations().await?;
                 let uuid = op.domain().uuid();
                 let mine = |record: &&remote_migrate::Record| {
                     record.domain() == uuid && record.side() == remote_migrate::Side::Source

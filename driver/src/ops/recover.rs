@@ -272,28 +272,19 @@ async fn process(
     deadline: Deadline,
 ) -> Result<Option<Process>, Error> {
     if let Some(known) = known {
-        let is_it = |pid| Identity::of(pid).is_ok_and(|found| found == known);
-        return match Process::adopt(known.pid, is_it) {
-            Ok(process) => Ok(Some(process)),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(failed_to("watch process", known.pid.to_string())(error).into()),
-        };
+        return adopt(known.pid, |pid| {
+            Identity::of(pid).is_ok_and(|found| found == known)
+        });
     }
     // The earlier driver was killed between the launch and the note of it.
-    if refuse_if_running(socket).await.is_ok() {
-        return Ok(None);
-    }
     let lock: PathBuf = domain.0.run_dir().join(LOCK);
     let until = deadline.min(Instant::now() + LOCKED_BY);
     loop {
         let holder = lock_holder(&lock).map_err(failed_to("ask for the lock on", &lock))?;
         if let Some(pid) = holder {
-            let is_it = |pid| lock_holder(&lock).is_ok_and(|holder| holder == Some(pid));
-            match Process::adopt(pid, is_it) {
-                Ok(process) => return Ok(Some(process)),
-                Err(error) if is_absent(&error) => return Ok(None),
-                Err(error) => return Err(failed_to("watch process", pid.to_string())(error).into()),
-            }
+            return adopt(pid, |pid| {
+                lock_holder(&lock).is_ok_and(|holder| holder == Some(pid))
+            });
         }
         if refuse_if_running(socket).await.is_ok() {
             return Ok(None);
@@ -307,9 +298,18 @@ async fn process(
     }
 }
 
-fn is_absent(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+/// The process of that number, if it is the one that is meant.
+fn adopt(pid: u32, is_it: impl FnOnce(u32) -> bool) -> Result<Option<Process>, Error> {
+    match Process::adopt(pid, is_it) {
+        Ok(process) => Ok(Some(process)),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(failed_to("watch process", pid.to_string())(error).into()),
+    }
 }
 
 /// The guest ended while no driver was there: what it left goes.
@@ -364,10 +364,7 @@ async fn findings(domain: &Domain, work: Option<&Work>, is_there: bool) -> Resul
     };
     let (was_taken, is_leaving) = match work {
         Some(Work::MigrationIn | Work::MigrationOut) => {
-            let records = domain.0.context.journal.list().await;
-            let records = records.map_err(|error| {
-                Cause::State(format!("the migration journal cannot be read: {error:#}"))
-            })?;
+            let records = domain.0.context.migrations().await?;
             let has = |side, owned: bool| {
                 records.iter().any(|record| {
                     record.domain() == domain.uuid()

@@ -84,10 +84,7 @@ pub(crate) async fn refuse_if_moved(domain: &Domain) -> Result<(), Error> {
             Cause::State("it moved to another host; it comes back by a migration".into()).into(),
         );
     }
-    let records = domain.0.context.journal.list().await;
-    let records = records.map_err(|error| {
-        Cause::State(format!("the migration journal cannot be read: {error:#}"))
-    })?;
+    let records = domain.0.context.migrations().await?;
     let mine = |record: &&Record| record.domain() == domain.uuid() && record.refuses_start();
     match records.iter().find(mine) {
         Some(record) => {

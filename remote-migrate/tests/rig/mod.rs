@@ -11,9 +11,9 @@ use std::{
 use async_trait::async_trait;
 use remote_migrate::{
     Answer, Begun, Call, Control, Cookie, CopyState, Destination, DestinationHost, Epoch, Error,
-    Guest, HostError, InProcess, Journal, JournalError, Limits, Load, MemoryJournal, Meter,
-    MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record, Report, Request, RunState,
-    Side, SourceHost, StartError, Step,
+    ErrorKind, Guest, HostError, InProcess, Journal, JournalError, Limits, Load, MemoryJournal,
+    Meter, MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record, Report, Request,
+    RunState, Side, SourceHost, StartError, Step,
     source::Outcome,
     verdict::{GuestState, Ruling},
 };
@@ -568,6 +568,29 @@ impl Rig {
         let fresh = Destination::new(self.stage.clone(), self.journals[1].clone());
         *self.link.to.lock().unwrap() = InProcess::new(Arc::new(fresh.clone()));
         *self.destination.lock().unwrap() = fresh;
+    }
+
+    /// The one side that runs the guest after a migration that was dropped was recovered, with nothing left behind.
+    pub(crate) async fn owner_after(
+        &self,
+        recovered: Result<Report, Error>,
+        polls: usize,
+    ) -> Where {
+        match recovered {
+            Ok(report) => assert!(report.settled, "dropped after {polls} polls"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "after {polls} polls"),
+        }
+        self.reconcile().await;
+        let owner = self.runs();
+        assert!(
+            matches!(owner, Where::Source | Where::Destination),
+            "dropped after {polls} polls, the guest runs {owner:?}"
+        );
+        assert!(
+            self.forgotten().await && self.clean(),
+            "after {polls} polls"
+        );
+        owner
     }
 
     pub(crate) fn runs(&self) -> Where {
