@@ -6,7 +6,6 @@
 mod earlier;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -17,18 +16,18 @@ use remote_migrate::{
     CopyState, DestinationHost, Guest as Arriving, HostError, Load, MigrationId, Prepared, Ran,
     RunState, StartError, Step,
 };
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::context::Context;
 use crate::domain::{Domain, Inner, Live, Records};
-use crate::error::{Cause, Error, io};
+use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::guest::Guest;
+use crate::landing::Gate;
 use crate::ops::AsyncOp;
 use crate::ops::destroy::cleaned_up;
-use crate::ops::migrate::Moving;
+use crate::ops::migrate::{Bring, Moving};
 use crate::ops::start::{bring_up, give_up, run};
 use crate::records::Work;
 use crate::registry::Taken;
@@ -280,11 +279,11 @@ async fn hold(
         records.moved_away = false;
     })?;
     op.domain().0.store_definition().await?;
-    let (live, listener) = match open(&mut op, &guest).await {
-        Ok((live, listener, prepared)) => {
+    let (live, gate) = match open(&mut op, &guest).await {
+        Ok((live, gate, prepared)) => {
             // Nobody waits for it any more: the orders, or their end, say what becomes of it.
             let _late = ready.send(Ok((live.clone(), prepared)));
-            (live, listener)
+            (live, gate)
         }
         Err(error) => {
             let text = format!("{error:#}");
@@ -292,7 +291,7 @@ async fn hold(
             return Err(Cause::State(text).into());
         }
     };
-    let end = obey(&mut op, &live, &listener, &mut told).await;
+    let end = obey(&mut op, &live, gate, &mut told).await;
     // Once it may have run it is the guest, whatever went wrong then: it is not ended for that.
     if end.is_err() && !live.has_run() {
         give_up(&live);
@@ -300,15 +299,17 @@ async fn hold(
     end
 }
 
-/// A QEMU that waits for its state, and a socket of ours where it is to be sent.
-async fn open(
-    op: &mut AsyncOp,
-    guest: &Guest,
-) -> Result<(Arc<Live>, UnixListener, Prepared), Error> {
+/// A QEMU that waits for its state, and a gate of ours where that is to be brought.
+async fn open(op: &mut AsyncOp, guest: &Guest) -> Result<(Arc<Live>, Gate, Prepared), Error> {
     let live = bring_up(op, guest, Work::MigrationIn).await?;
-    let path = op.domain().0.run_dir().join("migrate.sock");
+    let directory = op.domain().0.run_dir();
+    let context = op.domain().0.context.clone();
     let opened = async {
-        let listener = UnixListener::bind(&path).map_err(io("listen on", &path))?;
+        let silence = context.defaults.silence;
+        let gate = context.landing.open(&directory, silence).await?;
+        let ticket = gate.ticket;
+        let cookie = remote_migrate::Cookie::encode(&Bring { ticket })
+            .map_err(|error| Cause::State(error.to_string()))?;
         let capabilities = vec![
             command::MigrationCapability::on("return-path"),
             command::MigrationCapability::on("events"),
@@ -317,47 +318,38 @@ async fn open(
             .await?
             .execute(command::MigrateSetCapabilities { capabilities })
             .await?;
-        Ok(listener)
+        let connect = gate.connect.as_str().into();
+        Ok((gate, Prepared { connect, cookie }))
     };
-    let listener = match opened.await {
-        Ok(listener) => listener,
+    match opened.await {
+        Ok((gate, prepared)) => Ok((live, gate, prepared)),
         Err(error) => {
             give_up(&live);
-            return Err(error);
+            Err(error)
         }
-    };
-    let connect = format!("unix:{}", path.display()).into();
-    Ok((
-        live,
-        listener,
-        Prepared {
-            connect,
-            cookie: remote_migrate::Cookie::empty(),
-        },
-    ))
+    }
 }
 
 async fn obey(
     op: &mut AsyncOp,
     live: &Arc<Live>,
-    listener: &UnixListener,
+    gate: Gate,
     told: &mut mpsc::Receiver<Order>,
 ) -> Result<(), Error> {
     op.set_phase("prepare");
     let token = op.job().token();
-    let mut is_connected = false;
+    // Closed behind the one that was let in.
+    let mut gate = Some(gate);
     loop {
         let order = tokio::select! {
             order = told.recv() => order,
             _ = token.stop() => None,
-            accepted = listener.accept(), if !is_connected => {
-                let (stream, _) = accepted.map_err(io("accept on", "migrate.sock"))?;
-                let stream = stream.into_std().map_err(io("take over", "migrate.sock"))?;
-                is_connected = true;
+            Some(connection) = admit(&mut gate), if gate.is_some() => {
+                gate = None;
                 op.set_phase("perform");
                 let monitor = op.monitor().await?;
-                let connection = vec![OwnedFd::from(stream)];
-                monitor.execute_with_fds(command::Getfd { fdname: FD_NAME.into() }, connection).await?;
+                let named = command::Getfd { fdname: FD_NAME.into() };
+                monitor.execute_with_fds(named, vec![connection]).await?;
                 monitor.execute(command::MigrateIncoming::new(format!("fd:{FD_NAME}"))).await?;
                 continue;
             }
@@ -391,6 +383,10 @@ async fn obey(
             }
         }
     }
+}
+
+async fn admit(gate: &mut Option<Gate>) -> Option<std::os::fd::OwnedFd> {
+    Some(gate.as_mut()?.admit().await)
 }
 
 async fn look(op: &mut AsyncOp, live: &Arc<Live>) -> Result<CopyState, Error> {

@@ -20,6 +20,7 @@ use crate::driver::Driver;
 use crate::error::{Cause, Error, io};
 use crate::events::Log;
 use crate::journal::StoreJournal;
+use crate::landing::Landing;
 use crate::ops::recover::{Recoveries, recover_all};
 use crate::process::{Launcher, Plain};
 use crate::registry::Registry;
@@ -44,6 +45,7 @@ pub struct Builder {
     launcher: Box<dyn Launcher>,
     wrap_jobs: WrapJobs,
     wrap_monitor: WrapMonitor,
+    landing: Landing,
     journal: Option<Arc<dyn Journal>>,
     state_dir: Option<PathBuf>,
     store: Option<Arc<dyn StateStore>>,
@@ -60,6 +62,7 @@ impl Builder {
             launcher: Box::new(Plain),
             wrap_jobs: Box::new(|scheduler| Arc::new(scheduler.clone())),
             wrap_monitor: Box::new(|_, monitor| monitor),
+            landing: Landing::default(),
             journal: None,
             state_dir: None,
             store: None,
@@ -114,6 +117,11 @@ impl Builder {
         }
     }
 
+    /// Where the memory of guests that arrive is taken in, instead of on unix sockets.
+    pub fn landing(self, landing: Landing) -> Self {
+        Self { landing, ..self }
+    }
+
     /// Keeps definitions and migrations below that directory, which should outlive the host's next start. Without it they
     /// are kept below the run directory, and live as long as that.
     pub fn state_dir(self, state_dir: impl Into<PathBuf>) -> Self {
@@ -148,7 +156,7 @@ impl Builder {
     /// # Errors
     ///
     /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, is too
-    /// long for sockets in it, or others may write to it,
+    /// long for sockets in it, or others may write to it, or if other hosts could not be told where guests are taken in,
     /// [`Exists`](crate::ErrorKind::Exists) if another driver uses it or the state directory,
     /// [`Io`](crate::ErrorKind::Io) if one cannot be made or read. A single record that cannot be read is set aside.
     pub fn build(self) -> Result<Driver, Error> {
@@ -169,6 +177,7 @@ impl Builder {
             );
             return Err(failed(Cause::BadRequest(text)));
         }
+        self.landing.check().map_err(failed)?;
         let mut locks = vec![own(&self.run_dir).map_err(failed)?];
         if let Some(state_dir) = &self.state_dir {
             locks.push(own(state_dir).map_err(failed)?);
@@ -198,6 +207,7 @@ impl Builder {
             launcher: self.launcher,
             wrap_jobs: self.wrap_jobs,
             wrap_monitor: self.wrap_monitor,
+            landing: self.landing,
             journal,
             store,
             recoveries: Recoveries::default(),

@@ -15,6 +15,7 @@ use transport_host::Transports;
 
 use crate::error::Cause;
 use crate::events::Log;
+use crate::landing::Landing;
 use crate::ops::recover::Recoveries;
 use crate::process::Launcher;
 use crate::registry::Registry;
@@ -39,6 +40,9 @@ pub struct Defaults {
     pub destroy: Duration,
     /// Of that, for QEMU to end by itself before it is killed. 3 s.
     pub terminate: Duration,
+    /// The connection that carries the memory of a guest that moves: given up when the other host has been silent for so
+    /// long. 15 s, as at the door of migrations.
+    pub silence: Duration,
     /// A save, restore or another operation whose length the guest decides. An hour.
     pub long: Duration,
 }
@@ -52,6 +56,7 @@ impl Default for Defaults {
             connect: Duration::from_secs(30),
             destroy: Duration::from_secs(10),
             terminate: Duration::from_secs(3),
+            silence: Duration::from_secs(15),
             long: Duration::from_secs(3600),
         }
     }
@@ -71,6 +76,8 @@ pub(crate) struct Context {
     pub(crate) launcher: Box<dyn Launcher>,
     pub(crate) wrap_jobs: WrapJobs,
     pub(crate) wrap_monitor: WrapMonitor,
+    /// Where the memory of guests that arrive is taken in.
+    pub(crate) landing: Landing,
     pub(crate) journal: Arc<dyn Journal>,
     pub(crate) store: Arc<dyn StateStore>,
     pub(crate) recoveries: Recoveries,

@@ -67,7 +67,7 @@
 //!
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
 //! - An attached guest's agent is out of reach; one whose process is not known is ended through its monitor, under a job.
-//! - The memory of a guest that moves goes over a unix socket, so both drivers are on one host.
+//! - The memory of a guest that moves passes in plain, over a unix socket or a network of one's own ([`Landing`]).
 //! - A guest that was attached is not in the records: a driver that comes back does not know it.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.
 //! - [`Serial::File`] is written by QEMU itself and has no limit; [`Serial::Log`] has one, and keeps nothing while no
@@ -95,6 +95,7 @@ mod events;
 mod explain;
 mod guest;
 mod journal;
+mod landing;
 mod logs;
 mod ops;
 mod process;
@@ -118,6 +119,7 @@ pub use error::{Blame, Effect, Error, ErrorKind};
 pub use events::{News, Notice, Subscription, What};
 pub use explain::Explanation;
 pub use guest::{Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Serial};
+pub use landing::Landing;
 pub use ops::{
     AgentOp, AsyncOp, Became, Call, Deadline, MigrateOptions, Op, Recovered, SaveOptions, Saved,
     StartOptions,

@@ -72,8 +72,8 @@ impl Driver {
     /// daemon is gone; one that breaks, or is cut by the shutdown, tears no migration: its source asks again. While the
     /// driver waits for its last operations, guests that are on their way still arrive, and no new one is begun.
     ///
-    /// The door is for what the daemons ask each other. A guest's memory goes from QEMU to QEMU over a unix socket, so both
-    /// are on one host for now, whatever the door.
+    /// The door is for what the daemons ask each other. A guest's memory goes from QEMU to QEMU by way of the driver's
+    /// [`Landing`](crate::Landing), where nobody is let in who was not told of it at a door.
     ///
     /// Must be called in a tokio runtime.
     pub fn serve_migrations(&self, door: Door, options: Options) {

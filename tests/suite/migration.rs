@@ -1,5 +1,6 @@
 //! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
 
+mod memory;
 mod restart;
 
 use std::future::IntoFuture;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
+use memory::*;
 use restart::*;
 
 tests! {
@@ -30,6 +32,7 @@ tests! {
     a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back,
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,
     a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back,
+    a_guest_moves_over_tcp_past_strangers_at_its_port,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

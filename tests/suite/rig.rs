@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use driver::{Defaults, Domain, Driver, Error, Guest, Kernel, Serial};
+use driver::{Defaults, Domain, Driver, Error, Guest, Kernel, Landing, Serial};
 use rustix::process::Pid;
 pub(crate) use rustix::process::Signal;
 use tempfile::TempDir;
@@ -83,15 +83,22 @@ impl Rig {
 
     pub(crate) fn with(env: &Env, defaults: Defaults) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        Self::on(env, defaults, Arc::new(dir))
+        Self::on(env, defaults, Landing::unix(), Arc::new(dir))
     }
 
-    fn on(env: &Env, defaults: Defaults, dir: Arc<TempDir>) -> Self {
+    /// With guests' memory taken in at that place.
+    pub(crate) fn at(env: &Env, landing: Landing) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::on(env, Defaults::default(), landing, Arc::new(dir))
+    }
+
+    fn on(env: &Env, defaults: Defaults, landing: Landing, dir: Arc<TempDir>) -> Self {
         let transports = env.transports().expect("the staged plugins load");
         let driver = Driver::builder(transports, dir.path().join("run"))
             .state_dir(dir.path().join("state"))
             .qemu(&env.qemu)
             .defaults(defaults)
+            .landing(landing)
             .build();
         Self {
             env: env.clone(),
@@ -113,7 +120,7 @@ impl Rig {
 
     /// The driver that comes after one that left.
     pub(crate) fn again((env, dir): (Env, Arc<TempDir>)) -> Self {
-        Self::on(&env, Defaults::default(), dir)
+        Self::on(&env, Defaults::default(), Landing::unix(), dir)
     }
 
     /// A guest that boots the image and counts on its console.

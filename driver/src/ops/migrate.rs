@@ -3,7 +3,6 @@
 //! The async job is held from Begin to Confirm. The peer is asked while the job is held and nothing is locked (R14);
 //! whether the guest still lives is checked again afterwards, by looking at it. Decides nothing: the phases do.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use crate::domain::Domain;
 use crate::domain::state::Run;
 use crate::error::{Cause, Error};
 use crate::guest::Guest;
+use crate::landing::Ticket;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::start::definition;
 use crate::ops::{AsyncOp, Call};
@@ -59,6 +59,12 @@ pub struct MigrateOptions {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Moving {
     pub(crate) guest: Guest,
+}
+
+/// What the source's driver must know to bring the memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Bring {
+    pub(crate) ticket: Ticket,
 }
 
 impl Domain {
@@ -338,8 +344,15 @@ impl Leaving<'_> {
         let deadline = op
             .deadline()
             .min(Instant::now() + op.domain().0.context.defaults.connect);
-        let transports = op.domain().0.context.transports.clone();
-        let connection: OwnedFd = transports.dial(&to.connect, deadline).await?.into_fd();
+        let context = op.domain().0.context.clone();
+        let Bring { ticket } = to.cookie.decode().map_err(|error| {
+            Cause::State(format!(
+                "the other side gave no ticket for the memory: {error}"
+            ))
+        })?;
+        let stream = context.transports.dial(&to.connect, deadline).await?;
+        let shown = ticket.show(stream, context.defaults.silence).await;
+        let connection = shown.map_err(crate::error::io("show the ticket at", &*to.connect))?;
         let monitor = op.monitor().await?;
         // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
         let capabilities = vec![

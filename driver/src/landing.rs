@@ -1,0 +1,332 @@
+//! Where the memory of a guest that arrives comes in, and who may bring it.
+//!
+//! The driver listens itself, on a port that the system chooses, so that ports cannot collide. Both drivers make and check the
+//! connection before their QEMUs are given it: the one that brings the guest dials, and shows the ticket that it was told
+//! over the door ([`Driver::serve_migrations`](crate::Driver::serve_migrations)), where it had to say who it is. Whoever
+//! connects without it is sent away, and is not waited for.
+//!
+//! ```text
+//!  door   source ── Prepare ──► destination: listens, makes up a ticket for one use
+//!                ◄─ where, ticket ──
+//!  here   source ── connect, ticket ──► destination: the right one? then QEMU is handed the connection
+//!         QEMU   ══════ memory ══════►  QEMU
+//! ```
+//!
+//! The ticket keeps strangers out. It keeps no secret and no order on the way: who can read or change what passes between
+//! the two hosts can read or change the memory too.
+//!
+//! Must not know what is done with the connection.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustix::net::{AddressFamily, sockopt};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+use transport_host::Stream;
+use uuid::Uuid;
+
+use crate::error::{Cause, io as failed_to};
+
+/// How many may stand at the gate with their tickets not shown yet. More wait in the kernel's queue.
+const STANDING: usize = 16;
+/// How long one may take to show its ticket: it is in the first packet of whoever means it.
+const SHOWING: Duration = Duration::from_secs(5);
+/// After a failure to accept, as when the process is out of descriptors: it would fail again at once.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the memory of guests that arrive is taken in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Landing(Place);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Unix,
+    Tcp {
+        address: IpAddr,
+        name: Option<String>,
+    },
+}
+
+impl Landing {
+    /// On a unix socket in the directory of the guest: for daemons of the same user of this host.
+    #[must_use]
+    pub fn unix() -> Self {
+        Self(Place::Unix)
+    }
+
+    /// On that address of this host, each guest on a port that the system chooses. The guest's memory passes in plain: the
+    /// network must be one where nobody else reads or writes.
+    #[must_use]
+    pub fn tcp(address: IpAddr) -> Self {
+        Self(Place::Tcp {
+            address,
+            name: None,
+        })
+    }
+
+    /// What other hosts call this one: a name, or an address, one of version 6 in brackets. Without it they are told the
+    /// address itself, which an address that stands for all of them does not allow.
+    #[must_use]
+    pub fn known_as(self, host: impl Into<String>) -> Self {
+        Self(match self.0 {
+            Place::Tcp { address, .. } => Place::Tcp {
+                address,
+                name: Some(host.into()),
+            },
+            Place::Unix => Place::Unix,
+        })
+    }
+
+    /// Whether others could be told where it is.
+    pub(crate) fn check(&self) -> Result<(), Cause> {
+        match &self.0 {
+            Place::Tcp {
+                address,
+                name: None,
+            } if address.is_unspecified() => Err(Cause::BadRequest(format!(
+                "guests are taken in on {address}, and no other host could be told where that is"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Listens for the memory of one guest, whose directory that is.
+    pub(crate) async fn open(&self, directory: &Path, silence: Duration) -> Result<Gate, Cause> {
+        let (listener, connect) = match &self.0 {
+            Place::Unix => {
+                let path = directory.join("migrate.sock");
+                let listener = UnixListener::bind(&path).map_err(failed_to("listen on", &path))?;
+                let connect = format!("unix:{}", path.display());
+                (Listener::Unix(listener), connect)
+            }
+            Place::Tcp { address, name } => {
+                let failed = |error| failed_to("listen on", address.to_string())(error);
+                let bound = TcpListener::bind(SocketAddr::new(*address, 0)).await;
+                let listener = bound.map_err(failed)?;
+                let at = listener.local_addr().map_err(failed)?;
+                let connect = match name {
+                    Some(name) => format!("tcp:{name}:{}", at.port()),
+                    None => format!("tcp:{at}"),
+                };
+                (Listener::Tcp(listener), connect)
+            }
+        };
+        Ok(Gate {
+            listener,
+            connect,
+            ticket: Ticket(Uuid::new_v4()),
+            silence,
+            standing: FuturesUnordered::new(),
+        })
+    }
+}
+
+/// What whoever brings the memory of one guest shows first. For one use.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Ticket(Uuid);
+
+impl Ticket {
+    /// Whether it is the right one, in a time that does not tell where it differs.
+    fn is(self, shown: [u8; 16]) -> bool {
+        let pairs = self.0.as_bytes().iter().zip(shown);
+        pairs.fold(0, |differs, (ours, shown)| differs | (ours ^ shown)) == 0
+    }
+
+    /// Shows it on a connection that was made just now, and yields that.
+    pub(crate) async fn show(self, mut stream: Stream, silence: Duration) -> io::Result<OwnedFd> {
+        stream.write_all(self.0.as_bytes()).await?;
+        let connection = stream.into_fd();
+        end_if_silent(&connection, silence)?;
+        Ok(connection)
+    }
+}
+
+/// It is as good as a password for as long as it is of use.
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket(..)")
+    }
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Where one guest comes in.
+pub(crate) struct Gate {
+    listener: Listener,
+    /// Where that is, in the words of a transport's target.
+    pub(crate) connect: String,
+    pub(crate) ticket: Ticket,
+    silence: Duration,
+    /// Those who have not shown a ticket yet. They do not wait for each other.
+    standing: FuturesUnordered<Showing>,
+}
+
+type Showing = Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send>>;
+
+impl Gate {
+    /// Waits for the one with the ticket. Cancel safe: who stands at the gate stays there.
+    pub(crate) async fn admit(&mut self) -> OwnedFd {
+        loop {
+            let has_room = self.standing.len() < STANDING;
+            let come = tokio::select! {
+                Some(shown) = self.standing.next() => match shown {
+                    Ok(connection) => return connection,
+                    Err(error) => {
+                        warn!(%error, at = self.connect, "somebody who was not expected was sent away");
+                        continue;
+                    }
+                },
+                come = accept(&self.listener, self.ticket, self.silence), if has_room => come,
+            };
+            match come {
+                Ok(showing) => self.standing.push(showing),
+                Err(error) => {
+                    warn!(%error, at = self.connect, "a connection for a guest's memory was not accepted");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn accept(listener: &Listener, ticket: Ticket, silence: Duration) -> io::Result<Showing> {
+    Ok(match listener {
+        Listener::Unix(listener) => {
+            let (mut stream, _) = listener.accept().await?;
+            Box::pin(async move {
+                examine(&mut stream, ticket).await?;
+                Ok(stream.into_std()?.into())
+            })
+        }
+        Listener::Tcp(listener) => {
+            let (mut stream, _) = listener.accept().await?;
+            Box::pin(async move {
+                end_if_silent(&stream, silence)?;
+                stream.set_nodelay(true)?;
+                examine(&mut stream, ticket).await?;
+                Ok(stream.into_std()?.into())
+            })
+        }
+    })
+}
+
+/// Reads the ticket, and not a byte of what follows it.
+async fn examine(stream: &mut (impl AsyncRead + Unpin), ticket: Ticket) -> io::Result<()> {
+    let mut shown = [0; 16];
+    timeout(SHOWING, stream.read_exact(&mut shown)).await??;
+    if ticket.is(shown) {
+        Ok(())
+    } else {
+        Err(io::Error::other("it showed a wrong ticket"))
+    }
+}
+
+/// Has the kernel end a connection over a network whose other end has not answered for so long, whether something is being
+/// sent or not: a QEMU that only reads would never notice that nobody writes any more.
+fn end_if_silent(connection: &impl AsFd, silence: Duration) -> io::Result<()> {
+    let family = sockopt::socket_domain(connection)?;
+    if family != AddressFamily::INET && family != AddressFamily::INET6 {
+        return Ok(());
+    }
+    let probe = (silence / 3).max(Duration::from_secs(1));
+    sockopt::set_tcp_keepidle(connection, probe)?;
+    sockopt::set_tcp_keepintvl(connection, probe)?;
+    sockopt::set_tcp_keepcnt(connection, 3)?;
+    sockopt::set_socket_keepalive(connection, true)?;
+    let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+    Ok(sockopt::set_tcp_user_timeout(connection, millis)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    async fn gate() -> (Gate, SocketAddr) {
+        let landing = Landing::tcp(Ipv4Addr::LOCALHOST.into());
+        let gate = landing.open(Path::new("/"), SHOWING).await.unwrap();
+        let at = gate.connect.strip_prefix("tcp:").unwrap().parse().unwrap();
+        (gate, at)
+    }
+
+    fn connected(at: SocketAddr, first: &[u8]) -> std::net::TcpStream {
+        let mut stream = std::net::TcpStream::connect(at).unwrap();
+        stream.write_all(first).unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn who_shows_the_ticket_is_let_in_past_those_who_do_not() {
+        let (mut gate, at) = gate().await;
+        let silent = connected(at, b"");
+        let wrong = connected(at, &[7; 16]);
+        let mut ours = connected(at, gate.ticket.0.as_bytes());
+        let let_in = gate.admit().await;
+        ours.write_all(b"memory").unwrap();
+        let mut stream = std::net::TcpStream::from(let_in);
+        stream.set_nonblocking(false).unwrap();
+        let mut read = [0; 6];
+        io::Read::read_exact(&mut stream, &mut read).unwrap();
+        assert_eq!(&read, b"memory", "and nothing of it was taken");
+        drop((silent, wrong));
+    }
+
+    #[tokio::test]
+    async fn who_stands_at_the_gate_stays_there_when_the_wait_is_given_up() {
+        let (mut gate, at) = gate().await;
+        let mut ours = connected(at, &gate.ticket.0.as_bytes()[..9]);
+        while gate.standing.is_empty() {
+            let _early = futures::poll!(Box::pin(gate.admit()));
+            tokio::task::yield_now().await;
+        }
+        ours.write_all(&gate.ticket.0.as_bytes()[9..]).unwrap();
+        gate.admit().await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_over_a_network_ends_when_its_other_end_is_silent() {
+        let (mut gate, at) = gate().await;
+        let _ours = connected(at, gate.ticket.0.as_bytes());
+        let let_in = gate.admit().await;
+        assert!(sockopt::socket_keepalive(&let_in).unwrap());
+        let limit = sockopt::tcp_user_timeout(&let_in).unwrap();
+        assert_eq!(u128::from(limit), SHOWING.as_millis());
+    }
+
+    #[test]
+    fn what_stands_for_all_addresses_needs_a_name() {
+        let all = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        for address in all {
+            Landing::tcp(address).check().unwrap_err();
+            Landing::tcp(address).known_as("host").check().unwrap();
+        }
+        Landing::unix().check().unwrap();
+    }
+
+    #[tokio::test]
+    async fn others_are_told_the_name_and_the_port_that_the_system_chose() {
+        let landing = Landing::tcp(Ipv4Addr::UNSPECIFIED.into()).known_as("host");
+        let gate = landing.open(Path::new("/"), SHOWING).await.unwrap();
+        let port = gate.connect.strip_prefix("tcp:host:").unwrap();
+        assert_ne!(port.parse::<u16>().unwrap(), 0);
+    }
+}
