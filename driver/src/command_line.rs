@@ -8,10 +8,11 @@ use std::os::fd::RawFd;
 
 use serde_json::{Value, json};
 
+use crate::devices;
 use crate::guest::{AgentChannel, Guest, Serial};
 
 /// Descriptors the child finds open.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Channels {
     /// A listening socket for the monitor.
     pub(crate) monitor: RawFd,
@@ -19,11 +20,13 @@ pub(crate) struct Channels {
     pub(crate) agent: Option<RawFd>,
     /// The serial port's file or listening socket, where the guest has one.
     pub(crate) serial: Option<RawFd>,
+    /// The tap device of each card, where it is connected to one.
+    pub(crate) taps: Vec<Option<RawFd>>,
 }
 
 /// The arguments after the program's name. The guest does not run until it is told to (`-S`); with `incoming` it waits
 /// for its state first.
-pub(crate) fn arguments(guest: &Guest, channels: Channels, incoming: bool) -> Vec<OsString> {
+pub(crate) fn arguments(guest: &Guest, channels: &Channels, incoming: bool) -> Vec<OsString> {
     let mut line = Line(Vec::new());
     line.flag("-nodefaults").flag("-no-user-config").flag("-S");
     line.option(
@@ -95,19 +98,19 @@ pub(crate) fn arguments(guest: &Guest, channels: Channels, incoming: bool) -> Ve
             line.option("-append", &kernel.arguments);
         }
     }
-    for (index, disk) in guest.disks.iter().enumerate() {
-        let node = format!("disk{index}");
-        line.json(
-            "-blockdev",
-            json!({
-                "driver": disk.format.name(), "node-name": node, "read-only": disk.read_only,
-                "file": {"driver": "file", "filename": disk.path, "read-only": disk.read_only},
-            }),
-        );
-        line.json(
-            "-device",
-            json!({"driver": "virtio-blk-pci", "id": format!("{node}-device"), "drive": node, "bootindex": index + 1}),
-        );
+    for port in devices::ports(guest) {
+        line.json("-device", port);
+    }
+    for (place, disk) in guest.disks.iter().enumerate() {
+        let node = devices::first_node(&disk.name);
+        line.json("-blockdev", devices::image_node(disk, node, None));
+        let device = devices::disk_at(guest, disk, node, Some(place + 1));
+        line.json("-device", device);
+    }
+    for (network, tap) in guest.networks.iter().zip(&channels.taps) {
+        let tap = tap.map(|tap| tap.to_string());
+        line.json("-netdev", devices::network_backend(network, tap.as_deref()));
+        line.json("-device", devices::card(guest, network));
     }
     line.0
         .extend(guest.extra_arguments.iter().map(OsString::from));
@@ -135,12 +138,13 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Disk, DiskFormat, Kernel};
+    use crate::guest::{Disk, DiskFormat, Kernel, Network, NetworkBackend};
 
     const CHANNELS: Channels = Channels {
         monitor: 7,
         agent: Some(8),
         serial: Some(9),
+        taps: Vec::new(),
     };
 
     fn after<'a>(line: &'a [OsString], option: &str) -> Vec<&'a str> {
@@ -155,15 +159,14 @@ mod tests {
         let evil = "/images/x,readonly=off,driver=nbd\"}.raw";
         let guest = Guest {
             disks: vec![Disk {
-                path: evil.into(),
-                format: DiskFormat::Raw,
                 read_only: true,
+                ..Disk::new("root", evil, DiskFormat::Raw)
             }],
             kernel: Some(Kernel::new("/boot/a,b")),
             serial: Serial::File("/log/a,path=/etc/passwd".into()),
             ..Guest::new("web")
         };
-        let line = arguments(&guest, CHANNELS, false);
+        let line = arguments(&guest, &CHANNELS, false);
         let blockdev: Value = serde_json::from_str(after(&line, "-blockdev")[0]).unwrap();
         assert_eq!(blockdev["file"]["filename"], evil);
         assert_eq!(blockdev["read-only"], true);
@@ -177,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_sandbox_denies_spawning_and_nothing_is_there_by_default() {
-        let line = arguments(&Guest::new("web"), CHANNELS, false);
+        let line = arguments(&Guest::new("web"), &CHANNELS, false);
         assert!(after(&line, "-sandbox")[0].contains("spawn=deny"));
         assert!(line.contains(&"-nodefaults".into()) && line.contains(&"-no-user-config".into()));
         assert!(
@@ -193,10 +196,41 @@ mod tests {
                 agent: AgentChannel::None,
                 ..Guest::new("web")
             },
-            CHANNELS,
+            &CHANNELS,
             true,
         );
         assert_eq!(after(&line, "-chardev").len(), 1);
         assert_eq!(after(&line, "-incoming"), ["defer"]);
+    }
+
+    #[test]
+    fn cards_are_connected_and_keep_their_addresses() {
+        let tap = NetworkBackend::Tap("tap0".into());
+        let guest = Guest {
+            networks: vec![
+                Network::new("lan", tap),
+                Network::new("wan", NetworkBackend::User),
+            ],
+            ..Guest::new("web")
+        };
+        let channels = Channels {
+            taps: vec![Some(11), None],
+            ..CHANNELS
+        };
+        let line = arguments(&guest, &channels, false);
+        let json = |text: &&str| serde_json::from_str::<Value>(text).unwrap();
+        let backends: Vec<_> = after(&line, "-netdev").iter().map(json).collect();
+        assert_eq!(
+            backends[0],
+            json!({"type": "tap", "id": "lan-net", "fd": "11"})
+        );
+        assert_eq!(backends[1], json!({"type": "user", "id": "wan-net"}));
+        let devices = after(&line, "-device");
+        let mac = guest.networks[1].mac.to_string();
+        let cards: Vec<_> = devices
+            .iter()
+            .filter(|text| text.contains("netdev"))
+            .collect();
+        assert!(cards[1].contains(&mac) && cards[1].contains("wan-net"));
     }
 }

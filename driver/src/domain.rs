@@ -47,6 +47,8 @@ pub(crate) struct Inner {
     live: Mutex<Option<Arc<Live>>>,
     /// What a later daemon must know of the guest that runs. Held only while it is written.
     running: Arc<tokio::sync::Mutex<Option<Running>>>,
+    /// The description in it, for those who ask without waiting.
+    description: Arc<Mutex<Option<Arc<Guest>>>>,
     log: Arc<Log>,
 }
 
@@ -54,7 +56,8 @@ pub(crate) struct Inner {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Records {
-    /// The description the guest is started from; none for one that was attached.
+    /// The description the next start uses; none for one that was attached. The guest that runs has
+    /// [one of its own](Domain::description).
     pub definition: Option<Guest>,
     /// The address of its monitor, for one that was attached.
     pub attached: Option<String>,
@@ -113,6 +116,14 @@ impl Domain {
     #[must_use]
     pub fn records(&self) -> Arc<Records> {
         self.0.records.get()
+    }
+
+    /// The guest as it runs now, with what was plugged in and out since its start; none while it is off, or if it was
+    /// attached. What its next start uses is in the [records](Self::records). Needs no job and never waits.
+    #[must_use]
+    pub fn description(&self) -> Option<Arc<Guest>> {
+        let shown = &self.0.description;
+        shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who holds the domain, in which phase and command, and who waits at which place. Needs no job and never waits.
@@ -239,6 +250,7 @@ impl Inner {
             observed: watch::Sender::new(Observed::new(SystemTime::now())),
             live: Mutex::new(None),
             running: Arc::default(),
+            description: Arc::default(),
             log: Arc::new(Log::new(DOMAIN_LOG)),
         })
     }

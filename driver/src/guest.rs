@@ -1,12 +1,24 @@
 //! What a guest is: its name, machine, memory, disks and channels, as a value that can be stored and sent.
 //!
-//! Owns the description and what makes one senseless. Does not know how QEMU is told ([`command_line`](crate::command_line)).
+//! Owns the description. Does not know how QEMU is told ([`command_line`](crate::command_line)).
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+mod check;
+mod disk;
+mod network;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use check::InvalidGuest;
+pub use disk::{Disk, DiskFormat};
+pub use network::{Mac, Network, NetworkBackend, NetworkModel};
+
+/// As many slots as have a fixed place on every machine's bus.
+pub(crate) const MOST_SLOTS: u8 = 16;
+/// A new guest takes so many devices while it runs; on `q35` each costs a port that its firmware and its system look at.
+const SLOTS: u8 = 4;
 
 /// A guest as its owner describes it.
 ///
@@ -49,8 +61,20 @@ pub struct Guest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
     /// Disks, in the order in which the firmware tries them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "disk::named",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub disks: Vec<Disk>,
+    /// Network cards, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Network>,
+    /// How many places there are for disks and cards that come and go while the guest runs; at most 16. A machine with PCI
+    /// Express, as `q35`, has a port for each from its start. One of `pc` has all 16 without, and other machines have none.
+    /// None, if nothing is said.
+    #[serde(default)]
+    pub slots: u8,
     /// Where its first serial port goes.
     #[serde(default)]
     pub serial: Serial,
@@ -113,40 +137,6 @@ impl Kernel {
     }
 }
 
-/// A disk image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[expect(clippy::exhaustive_structs, reason = "plain data; checked before use")]
-pub struct Disk {
-    /// The image file or block device.
-    pub path: PathBuf,
-    /// What is in it. Never guessed: a guest that writes a header into a raw disk must not change what it is.
-    pub format: DiskFormat,
-    /// Whether the guest may only read it.
-    #[serde(default)]
-    pub read_only: bool,
-}
-
-/// The format of a disk image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum DiskFormat {
-    /// The bytes of the disk.
-    Raw,
-    /// QEMU's own format.
-    Qcow2,
-}
-
-impl DiskFormat {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
 /// Where the first serial port goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -175,28 +165,6 @@ pub enum AgentChannel {
     Virtio,
 }
 
-/// Why a description makes no sense.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct InvalidGuest {
-    /// The member that is wrong.
-    pub member: &'static str,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-impl fmt::Display for InvalidGuest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "guest description refused: {}: {}",
-            self.member, self.reason
-        )
-    }
-}
-
-impl std::error::Error for InvalidGuest {}
-
 impl Guest {
     /// A guest of that name with a random uuid, `q35`, 512 MiB, one vCPU, no disks, an agent channel, under emulation.
     pub fn new(name: impl Into<String>) -> Self {
@@ -209,6 +177,8 @@ impl Guest {
             vcpus: default_vcpus(),
             kernel: None,
             disks: Vec::new(),
+            networks: Vec::new(),
+            slots: SLOTS,
             serial: Serial::default(),
             agent: AgentChannel::default(),
             balloon: default_balloon(),
@@ -216,112 +186,50 @@ impl Guest {
         }
     }
 
-    /// Whether the description makes sense by itself. Whether its files exist is looked at when it starts.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidGuest`], which names the first member that is wrong, and why.
-    pub fn check(&self) -> Result<(), InvalidGuest> {
-        let refuse = |member, reason: String| Err(InvalidGuest { member, reason });
-        if let Some(reason) = word_fault(&self.name, 64, "-_.") {
-            return refuse("name", reason);
+    /// How its devices are plugged in.
+    pub(crate) fn bus(&self) -> Bus {
+        let machine = self.machine.as_str();
+        let is = |name: &str| machine == name || machine.starts_with(&format!("{name}-"));
+        if machine.contains("q35") || is("virt") {
+            Bus::Ports
+        } else if is("pc") {
+            Bus::Slots
+        } else {
+            Bus::None
         }
-        if self.name.starts_with('.') {
-            return refuse("name", format!("\"{}\" starts with a dot", self.name));
+    }
+
+    /// How many slots it has.
+    pub(crate) fn places(&self) -> u8 {
+        match self.bus() {
+            Bus::Ports => self.slots,
+            Bus::Slots => MOST_SLOTS,
+            Bus::None => 0,
         }
-        if self.uuid.is_nil() {
-            return refuse("uuid", "the nil uuid names nothing".into());
-        }
-        if let Some(reason) = word_fault(&self.machine, 64, "-_.") {
-            return refuse("machine", reason);
-        }
-        if !(1..=16 << 20).contains(&self.memory_mib) {
-            return refuse(
-                "memory_mib",
-                format!("{} MiB is not between 1 MiB and 16 TiB", self.memory_mib),
-            );
-        }
-        if !(1..=1024).contains(&self.vcpus) {
-            return refuse("vcpus", format!("{} is not between 1 and 1024", self.vcpus));
-        }
-        let kernel = self.kernel.iter().flat_map(|kernel| {
-            [
-                ("kernel.image", Some(&kernel.image)),
-                ("kernel.initrd", kernel.initrd.as_ref()),
-            ]
-        });
-        let disks = self
-            .disks
-            .iter()
-            .map(|disk| ("disks.path", Some(&disk.path)));
-        let serial = match &self.serial {
-            Serial::File(path) | Serial::Log(path) => Some(("serial", Some(path))),
-            Serial::None => None,
-        };
-        for (member, path) in kernel.chain(disks).chain(serial) {
-            if let Some(reason) = path.and_then(|path| path_fault(path)) {
-                return refuse(member, reason);
-            }
-        }
-        if self
-            .kernel
-            .as_ref()
-            .is_some_and(|kernel| kernel.arguments.contains('\0'))
-        {
-            return refuse("kernel.arguments", "contains a zero byte".into());
-        }
-        if let Some(argument) = self
-            .extra_arguments
-            .iter()
-            .find(|argument| argument.contains('\0'))
-        {
-            return refuse(
-                "extra_arguments",
-                format!("{argument:?} contains a zero byte"),
-            );
-        }
-        for (index, disk) in self.disks.iter().enumerate() {
-            if self.disks[..index]
-                .iter()
-                .any(|other| other.path == disk.path)
-            {
-                return refuse("disks", format!("{} is there twice", disk.path.display()));
-            }
-        }
-        Ok(())
+    }
+
+    /// The first slot that nothing is plugged into.
+    #[cfg_attr(not(test), expect(dead_code, reason = "hot-plug is built on it next"))]
+    pub(crate) fn free_slot(&self) -> Option<u8> {
+        (0..self.places()).find(|slot| self.taken_slots().all(|taken| taken != *slot))
+    }
+
+    fn taken_slots(&self) -> impl Iterator<Item = u8> {
+        let disks = self.disks.iter().map(|disk| disk.slot);
+        let networks = self.networks.iter().map(|network| network.slot);
+        disks.chain(networks).flatten()
     }
 }
 
-/// What is wrong with a name that goes into options, file names and messages.
-fn word_fault(word: &str, longest: usize, extra: &str) -> Option<String> {
-    if word.is_empty() {
-        return Some("is empty".into());
-    }
-    if word.len() > longest {
-        return Some(format!(
-            "is {} bytes long, at most {longest} are allowed",
-            word.len()
-        ));
-    }
-    let bad = word
-        .chars()
-        .find(|c| !c.is_ascii_alphanumeric() && !extra.contains(*c))?;
-    Some(format!(
-        "{word:?} contains {bad:?}, allowed are letters, digits and \"{extra}\""
-    ))
-}
-
-fn path_fault(path: &Path) -> Option<String> {
-    if !path.is_absolute() {
-        return Some(format!("{path:?} is not an absolute path"));
-    }
-    let Some(text) = path.to_str() else {
-        return Some(format!(
-            "{path:?} is not valid UTF-8, which QEMU's options need"
-        ));
-    };
-    text.contains('\0')
-        .then(|| format!("{path:?} contains a zero byte"))
+/// Where a machine has room for devices that come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bus {
+    /// Behind ports that are there from the start: PCI Express takes nothing else.
+    Ports,
+    /// On the PCI bus itself.
+    Slots,
+    /// Nowhere.
+    None,
 }
 
 fn default_machine() -> String {
@@ -345,88 +253,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nonsense_is_refused_by_member() {
-        let good = Guest::new("web-1.example");
-        assert_eq!(good.check(), Ok(()));
-        let bad: [(&str, Guest); 9] = [
-            (
-                "name",
-                Guest {
-                    name: String::new(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "name",
-                Guest {
-                    name: "a,b".into(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "name",
-                Guest {
-                    name: "../x".into(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "name",
-                Guest {
-                    name: ".".into(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "uuid",
-                Guest {
-                    uuid: Uuid::nil(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "machine",
-                Guest {
-                    machine: "q35,accel=kvm".into(),
-                    ..good.clone()
-                },
-            ),
-            (
-                "memory_mib",
-                Guest {
-                    memory_mib: 0,
-                    ..good.clone()
-                },
-            ),
-            (
-                "vcpus",
-                Guest {
-                    vcpus: 0,
-                    ..good.clone()
-                },
-            ),
-            (
-                "serial",
-                Guest {
-                    serial: Serial::File("relative".into()),
-                    ..good.clone()
-                },
-            ),
-        ];
-        for (member, guest) in bad {
-            let error = guest.check().expect_err(member);
-            assert_eq!(error.member, member, "{error}");
-        }
-        let disk = Disk {
-            path: "/d".into(),
-            format: DiskFormat::Raw,
-            read_only: false,
+    fn a_machine_has_slots_where_its_bus_has() {
+        let places = |machine: &str| {
+            let machine = machine.into();
+            Guest {
+                machine,
+                ..Guest::new("web")
+            }
+            .places()
         };
-        let twice = Guest {
-            disks: vec![disk.clone(), disk],
-            ..good
-        };
-        assert_eq!(twice.check().expect_err("twice").member, "disks");
+        assert_eq!(["q35", "pc-q35-7.2", "virt-7.2"].map(places), [4; 3]);
+        assert_eq!(["pc", "pc-i440fx-7.2"].map(places), [16; 2]);
+        assert_eq!(["none", "microvm", "isapc"].map(places), [0; 3]);
+    }
+
+    #[test]
+    fn disks_that_were_written_down_without_a_name_have_that_of_their_place() {
+        let text = r#"{"name": "web", "uuid": "5f0e0a4e-6a2c-4d8e-8f5e-000000000001", "disks": [
+            {"path": "/a", "format": "raw"}, {"path": "/b", "format": "qcow2"}]}"#;
+        let guest: Guest = serde_json::from_str(text).unwrap();
+        let names: Vec<_> = guest.disks.iter().map(|disk| &*disk.name).collect();
+        assert_eq!(names, ["disk0", "disk1"]);
+        assert_eq!(
+            guest.slots, 0,
+            "a machine that was started without ports has none"
+        );
+        assert_eq!(guest.check(), Ok(()));
     }
 
     #[test]
@@ -437,10 +289,11 @@ mod tests {
                 ..Kernel::new("/k")
             }),
             disks: vec![Disk {
-                path: "/a,b".into(),
-                format: DiskFormat::Qcow2,
                 read_only: true,
+                slot: Some(2),
+                ..Disk::new("root", "/a,b", DiskFormat::Qcow2)
             }],
+            networks: vec![Network::new("lan", NetworkBackend::Tap("tap0".into()))],
             serial: Serial::File("/log".into()),
             ..Guest::new("web")
         };

@@ -16,6 +16,11 @@ mod call;
 mod define;
 pub(crate) mod destroy;
 mod held;
+#[expect(
+    dead_code,
+    reason = "hot-plug, block jobs and snapshots are built on it next"
+)]
+pub(crate) mod job_watch;
 mod lent;
 pub(crate) mod migrate;
 pub(crate) mod recover;
@@ -23,6 +28,11 @@ mod remove;
 mod run_state;
 pub(crate) mod save;
 pub(crate) mod start;
+#[expect(
+    dead_code,
+    reason = "hot-plug, block jobs and snapshots are built on it next"
+)]
+pub(crate) mod visit;
 
 use std::sync::PoisonError;
 

@@ -11,13 +11,16 @@ use uuid::Uuid;
 
 use crate::guest::Guest;
 
-/// The version of all records. One more whenever an older daemon could misread what a newer one wrote.
-const FORMAT: u32 = 1;
+/// The version of all records. One more whenever an older daemon could misread what a newer one wrote; each version reads
+/// what earlier ones wrote, by what the members say when they are left out.
+///
+/// 2: disks have names and slots, guests have cards and slots; what runs may differ from its definition.
+const FORMAT: u32 = 2;
 
 /// A guest that runs, or is being started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
-    /// What it was started from.
+    /// What it is now: what it was started from, and what was plugged in and out since.
     pub(crate) guest: Guest,
     /// Another for each process: what was lent to an earlier one is void.
     pub(crate) life: Uuid,
@@ -212,7 +215,21 @@ mod tests {
 
     #[test]
     fn a_newer_record_is_named_as_such_whatever_else_is_in_it() {
-        let error = decode::<Running>(br#"{"format": 2, "record": [], "more": 1}"#);
-        assert_eq!(error, Err(Unreadable::Newer(2)));
+        let error = decode::<Running>(br#"{"format": 3, "record": [], "more": 1}"#);
+        assert_eq!(error, Err(Unreadable::Newer(3)));
+    }
+
+    #[test]
+    fn a_record_of_the_first_format_tells_what_its_qemu_was_started_with() {
+        let text = r#"{"format": 1, "record": {
+            "guest": {"name": "web", "uuid": "5f0e0a4e-6a2c-4d8e-8f5e-000000000001", "machine": "q35",
+                "accelerator": "tcg", "memory_mib": 256, "vcpus": 1,
+                "disks": [{"path": "/a", "format": "raw", "read_only": false}],
+                "serial": "none", "agent": "virtio", "balloon": true},
+            "life": "5f0e0a4e-6a2c-4d8e-8f5e-000000000002", "process": null, "job": null}}"#;
+        let record: Running = decode(text.as_bytes()).unwrap();
+        // That QEMU knows the node disk0 and the device disk0-device, and has no port to plug anything into.
+        assert_eq!(record.guest.disks[0].name, "disk0");
+        assert_eq!((record.guest.slots, record.guest.networks.len()), (0, 0));
     }
 }

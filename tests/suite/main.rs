@@ -17,6 +17,7 @@ mod jobs;
 mod lifecycle;
 mod migration;
 mod monitor;
+mod plug;
 mod recovery;
 mod save;
 mod seams;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 16] = [
+    let modules: [(&str, harness::Tests); 17] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
         ("monitor", monitor::TESTS),
+        ("plug", plug::TESTS),
         ("recovery", recovery::TESTS),
         ("save", save::TESTS),
         ("seams", seams::TESTS),

@@ -190,7 +190,7 @@ async fn records_that_make_no_sense_are_set_aside_and_cost_nobody_else(rig: Rig)
     let text = fs::read_to_string(&paths[0]).expect("there");
     fs::write(&paths[0], &text[..text.len() / 2]).expect("cut");
     fs::write(&paths[1], vec![0; text.len()]).expect("zeroed");
-    let newer = text.replace("\"format\": 1", "\"format\": 2");
+    let newer = text.replace("\"format\": 2", "\"format\": 3");
     assert_ne!(newer, text);
     fs::write(&paths[2], newer).expect("newer");
     let copy = paths[3].with_file_name("zzzzzzzz-copy.json");
@@ -209,7 +209,7 @@ async fn records_that_make_no_sense_are_set_aside_and_cost_nobody_else(rig: Rig)
         })
         .collect();
     assert_eq!(reasons.len(), 4, "{all:?}");
-    for part in ["is damaged: ", "is of format 2", "is a copy: "] {
+    for part in ["is damaged: ", "is of format 3", "is a copy: "] {
         assert!(
             reasons.iter().any(|reason| reason.starts_with(part)),
             "{part}: {reasons:?}"

@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use driver::{ErrorKind, Run, SaveOptions, StartOptions};
+use driver::{Domain, ErrorKind, Run, SaveOptions, StartOptions};
+use job_core::JobKind;
 use tokio::time::Instant;
 
 use crate::harness::tests;
@@ -14,6 +15,7 @@ tests! {
     a_file_is_restored_once,
     a_save_into_a_missing_folder_leaves_the_guest_running,
     a_damaged_save_is_refused_and_nothing_is_left,
+    a_definition_that_was_changed_while_the_guest_ran_is_not_what_is_saved,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -139,4 +141,48 @@ async fn a_damaged_save_is_refused_and_nothing_is_left(rig: Rig) {
     // Nothing ran from it: it may be tried again once it is whole.
     fs::write(&path, &whole).expect("it is whole again");
     rig.driver.restore(&path).await.expect("it comes back");
+}
+
+async fn a_definition_that_was_changed_while_the_guest_ran_is_not_what_is_saved(rig: Rig) {
+    let domain = rig.driver.define(rig.empty("web")).await.expect("free");
+    domain.start().await.expect("it starts");
+    let memory = |domain: &Domain| {
+        let live = domain.description().map(|guest| guest.memory_mib);
+        let next = domain.records().definition.clone();
+        (live, next.map(|guest| guest.memory_mib))
+    };
+    let deadline = Instant::now() + 5 * SECOND;
+    let change = domain.run("resize", JobKind::Modify, deadline, |op| async move {
+        op.with_state(|records| {
+            records
+                .definition
+                .as_mut()
+                .map(|guest| guest.memory_mib = 2)
+        })
+    });
+    change.await.expect("nobody else is at it");
+    assert_eq!(memory(&domain), (Some(1), Some(2)));
+
+    let path = rig.dir.path().join("web.save");
+    let saved = domain.save(&path, SaveOptions::default()).await;
+    saved.expect("it is saved");
+    assert_eq!(memory(&domain), (None, Some(2)));
+    // QEMU refuses a state of other memory than it has.
+    let restored = rig.driver.restore(&path).await.expect("it comes back");
+    assert_eq!(
+        memory(&restored),
+        (Some(1), Some(2)),
+        "the definition stays"
+    );
+    drop((domain, restored));
+    let rig = Rig::again(rig.leave().await);
+    let again = rig.driver.recovered(Instant::now() + 10 * SECOND);
+    again.await.expect("it is found");
+    let web = rig.driver.by_name("web").expect("known");
+    assert_eq!(
+        memory(&web).0,
+        Some(1),
+        "what runs is remembered as it runs"
+    );
+    web.query_status().await.expect("it answers");
 }

@@ -2,10 +2,13 @@
 //!
 //! Every write is done on a thread that may block, and goes on to its end when its caller is dropped.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tracing::warn;
 
 use crate::domain::Inner;
 use crate::error::{Cause, io};
+use crate::guest::Guest;
 use crate::records::{self, Defined, Running};
 use crate::store::{Shelf, StateStore};
 
@@ -17,12 +20,14 @@ impl Inner {
     ) -> Result<(), Cause> {
         let mut place = self.running.clone().lock_owned().await;
         let (store, key) = (self.context.store.clone(), self.uuid.to_string());
+        let shown = self.description.clone();
         // The lock goes with the work, so that writes follow one another also when their callers leave.
         let written = tokio::task::spawn_blocking(move || {
             let mut next = place.clone();
             change(&mut next);
             if next != *place {
                 put(&*store, Shelf::Running, &key, next.as_ref())?;
+                show(&shown, next.as_ref());
                 *place = next;
             }
             Ok(())
@@ -42,6 +47,7 @@ impl Inner {
         if let Some(job) = &mut record.job {
             job.is_earlier = true;
         }
+        show(&self.description, Some(&record));
         if let Ok(mut place) = self.running.try_lock() {
             *place = Some(record);
         }
@@ -100,6 +106,15 @@ impl Inner {
             .await
             .unwrap_or_else(|error| Err(Cause::Panicked(error.to_string())))
     }
+}
+
+/// Lets those who ask see the description of the guest as it runs.
+fn show(shown: &Mutex<Option<Arc<Guest>>>, record: Option<&Running>) {
+    let next = record.map(|record| Arc::new(record.guest.clone()));
+    let mut place = shown.lock().unwrap_or_else(PoisonError::into_inner);
+    let last = std::mem::replace(&mut *place, next);
+    drop(place);
+    drop(last);
 }
 
 fn put<T: serde::Serialize>(

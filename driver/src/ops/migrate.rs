@@ -25,7 +25,7 @@ use crate::error::{Cause, Error};
 use crate::guest::Guest;
 use crate::landing::Ticket;
 use crate::ops::destroy::cleaned_up;
-use crate::ops::start::definition;
+use crate::ops::start::as_it_runs;
 use crate::ops::{AsyncOp, Call};
 use crate::records::Work;
 
@@ -254,7 +254,7 @@ impl SourceHost for Leaving<'_> {
     async fn begin(&self, _step: Step) -> Result<Begun, HostError> {
         let mut op = self.op.lock().await;
         op.set_phase("begin");
-        let guest = definition(&op).map_err(HostError::new)?;
+        let guest = as_it_runs(op.domain()).await.map_err(HostError::new)?;
         op.note_work(Work::MigrationOut)
             .await
             .map_err(HostError::new)?;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, io};
 use crate::ops::destroy::cleaned_up;
-use crate::ops::start::{bring_up, definition, give_up, refuse_if_moved, run};
+use crate::ops::start::{as_it_runs, bring_up, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
 use crate::records::Work;
 use crate::save_file::{Head, SaveFile, State};
@@ -97,7 +97,7 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
     op.set_phase("preparing");
     let status = op.monitor().await?.execute(command::QueryStatus).await?;
     let head = Head {
-        guest: definition(&op)?,
+        guest: as_it_runs(op.domain()).await?,
         was_running: status.running,
         save: Uuid::new_v4(),
     };
@@ -327,7 +327,12 @@ async fn restore(mut op: AsyncOp, path: PathBuf) -> Result<(), Error> {
         return Err(error);
     }
     op.extend(UNDO);
-    op.with_state(|records| records.definition = Some(head.guest))?;
+    // What was saved is the guest as it ran. A definition that is kept is another matter: it is for the next start.
+    op.with_state(|records| {
+        if !records.persistent {
+            records.definition = Some(head.guest);
+        }
+    })?;
     op.domain().0.store_definition().await?;
     // What fails from here on leaves a whole guest, paused: it must not be ended for that.
     run(&mut op, &live, head.was_running).await

@@ -21,11 +21,12 @@ use crate::domain::state::Observation;
 use crate::domain::{Domain, EXIT_AFTER_EOF, Live, SERIAL, STDERR, last_words, reap, resync};
 use crate::error::{Cause, Error, io};
 use crate::events::{Pump, What};
-use crate::guest::{AgentChannel, Guest, Serial};
+use crate::guest::{AgentChannel, Guest, Network, NetworkBackend, Serial};
 use crate::logs;
 use crate::ops::{AsyncOp, Call, Deadline};
 use crate::process::{Exit, Launch, Process, number};
 use crate::records::{Identity, Work};
+use crate::tap;
 use crate::wire::MonitorWire;
 
 /// What QEMU locks for as long as it lives, in the domain's directory.
@@ -75,6 +76,13 @@ pub(crate) fn definition(op: &AsyncOp) -> Result<Guest, Error> {
     Ok(definition.ok_or_else(|| {
         Cause::State("it was attached and has no definition to start from".into())
     })?)
+}
+
+/// The guest as it runs now. What is to become of it elsewhere, or from a file, is this, whatever the definition says.
+pub(crate) async fn as_it_runs(domain: &Domain) -> Result<Guest, Error> {
+    let noted = domain.0.noted().await.map(|record| record.guest);
+    Ok(noted
+        .ok_or_else(|| Cause::State("it was attached, and what it is was never said".into()))?)
 }
 
 /// Refuses a guest that lives elsewhere, or may: one that moved away, or whose migration is in doubt.
@@ -339,16 +347,21 @@ fn open(
     let path = directory.join(STDERR);
     let (said, stderr) = logs::fifo(&path).map_err(io("make", &path))?;
 
+    let tap = |network: &Network| match &network.backend {
+        NetworkBackend::Tap(interface) => tap::open(interface).map(Some),
+        NetworkBackend::User => Ok(None),
+    };
+    let taps = guest.networks.iter().map(tap);
+    let taps = taps.collect::<Result<Vec<_>, _>>()?;
     let channels = Channels {
         monitor: number(&monitor),
         agent: agent.as_ref().map(number),
         serial: serial.as_ref().map(number),
+        taps: taps.iter().map(|tap| tap.as_ref().map(number)).collect(),
     };
-    let arguments = arguments(guest, channels, incoming);
-    let descriptors = [Some(monitor), agent, serial]
-        .into_iter()
-        .flatten()
-        .collect();
+    let arguments = arguments(guest, &channels, incoming);
+    let fixed = [Some(monitor), agent, serial];
+    let descriptors = fixed.into_iter().chain(taps).flatten().collect();
     let launch = Launch {
         program,
         arguments,

@@ -52,11 +52,7 @@ impl Bench {
             ]
             .map(str::to_owned)
             .to_vec(),
-            disks: vec![Disk {
-                path: ext4(rig.dir.path()),
-                format: DiskFormat::Raw,
-                read_only: false,
-            }],
+            disks: vec![Disk::new("data", ext4(rig.dir.path()), DiskFormat::Raw)],
             ..rig.guest("web")
         };
         let domain = rig

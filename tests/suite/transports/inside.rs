@@ -22,11 +22,7 @@ impl Inside {
     pub(super) async fn boot(rig: &Rig, kit: Option<Kit>, arguments: &[String]) -> Self {
         let socket = rig.dir.path().join("qga.sock").display().to_string();
         let chardev = format!("socket,id=qga,path={socket},server=on,wait=off");
-        let disk = |kit: Kit| Disk {
-            path: kit.image(rig),
-            format: DiskFormat::Raw,
-            read_only: false,
-        };
+        let disk = |kit: Kit| Disk::new("kit", kit.image(rig), DiskFormat::Raw);
         let guest = Guest {
             agent: AgentChannel::None,
             extra_arguments: [&agent_port(&chardev), arguments].concat(),

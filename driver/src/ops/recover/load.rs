@@ -43,8 +43,10 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
             .iter()
             .position(|defined| defined.guest.uuid == uuid);
         let kept = kept.map(|place| defined.swap_remove(place));
+        // One that is not kept has no other description than that of the guest as it runs.
+        let definition = kept.as_ref().map_or(&record.guest, |kept| &kept.guest);
         let records = Records {
-            definition: Some(record.guest.clone()),
+            definition: Some(definition.clone()),
             persistent: kept.is_some(),
             autostart: kept.as_ref().is_some_and(|kept| kept.autostart),
             moved_away: kept.is_some_and(|kept| kept.moved_away),

@@ -77,8 +77,8 @@ async fn reach(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<
     if let Some(target) = &records.attached {
         return connect_monitor(domain, live, target, deadline).await;
     }
-    let Some(guest) = &records.definition else {
+    let Some(guest) = domain.description() else {
         return Err(Cause::State("where its monitor listens is not known".into()).into());
     };
-    connect(domain, live, &Sockets::of(domain, guest), deadline).await
+    connect(domain, live, &Sockets::of(domain, &guest), deadline).await
 }
