@@ -278,8 +278,16 @@ impl Error {
         Self::new(command, Effect::None, Cause::Expired)
     }
 
-    pub(crate) fn busy(command: &str, waited: Duration) -> Self {
+    /// For what stands before an agent, when others had it for as long as `command` could wait.
+    #[must_use]
+    pub fn busy(command: &str, waited: Duration) -> Self {
         Self::new(command, Effect::None, Cause::Busy { waited })
+    }
+
+    /// For what stands before an agent that is out of reach for now. Nothing was sent.
+    #[must_use]
+    pub fn out_of_reach(command: &str, waited: Duration) -> Self {
+        Self::no_sync(command, waited, false)
     }
 
     pub(crate) fn no_sync(command: &str, waited: Duration, port_closed: bool) -> Self {

@@ -5,6 +5,8 @@
 //! left is still inside. After it: the same guest still lives. The exceptions are in [`live`](crate::domain): greeting
 //! and resync, which write only what is observed.
 
+mod queued;
+
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use tokio::time::timeout;
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
 use crate::ops::Deadline;
+
+pub(crate) use queued::Queued;
 
 /// A command whose connection ended waits this long for the reaper to say how the guest ended.
 const VERDICT: Duration = Duration::from_secs(3);

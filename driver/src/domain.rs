@@ -1,5 +1,6 @@
 //! One domain: its scheduler, its state, the guest that runs in it, and the handle that callers have.
 
+mod leases;
 mod live;
 mod memory;
 mod reap;
@@ -23,6 +24,7 @@ use crate::events::{Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
 use crate::records::Running;
+pub(crate) use leases::Leases;
 pub(crate) use live::{Live, SERIAL, STDERR, resync};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
 use state::{Observation, Observed, Run};

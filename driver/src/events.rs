@@ -74,6 +74,16 @@ pub enum What {
         /// How.
         why: GoneWhy,
     },
+    /// What an earlier driver froze in the guest, and did not live to thaw, is thawed.
+    Thawed {
+        /// How many file systems, as its agent says; 0 if they were thawed already.
+        file_systems: i64,
+    },
+    /// The same, and its agent does not thaw it. That is tried again until it does or the guest ends.
+    StillFrozen {
+        /// What its agent said, or that it said nothing.
+        reason: String,
+    },
     /// A driver that came back found it, and this became of it and of the job that was at it.
     Recovered(Recovered),
     /// The domain was removed.

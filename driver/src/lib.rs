@@ -103,6 +103,7 @@ mod guest;
 mod journal;
 mod landing;
 mod logs;
+mod made;
 mod ops;
 mod process;
 mod qemu_job;
@@ -132,8 +133,8 @@ pub use guest::{
 };
 pub use landing::Landing;
 pub use ops::{
-    AgentOp, AsyncOp, Became, Call, Deadline, MigrateOptions, Op, Recovered, SaveOptions, Saved,
-    StartOptions,
+    AgentOp, AsyncOp, Became, Call, Deadline, DumpFormat, Dumped, FreezeOptions, MigrateOptions,
+    Op, Recovered, SaveOptions, Saved, StartOptions,
 };
 pub use process::{Exit, Launch, Launcher, Plain, Process};
 pub use serve::Door;

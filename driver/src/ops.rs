@@ -15,6 +15,9 @@ mod attach;
 mod call;
 mod define;
 pub(crate) mod destroy;
+mod dump;
+mod files;
+mod freeze;
 mod held;
 #[expect(
     dead_code,
@@ -48,6 +51,8 @@ use crate::events::What;
 use crate::ops::lent::{Ends, Lent};
 
 pub use call::Call;
+pub use dump::{DumpFormat, Dumped};
+pub use freeze::FreezeOptions;
 pub use held::{AgentOp, AsyncOp, Op};
 pub use migrate::MigrateOptions;
 pub use recover::{Became, Recovered};
@@ -239,7 +244,9 @@ impl Domain {
                 .map_err(|error| error.told_of(&name, &domain.0.name));
             // A guest that is gone takes its record along; one whose connection was lost alone is settled once it is back.
             let is_gone = |error: &Error| error.kind() == ErrorKind::Gone;
-            if !result.as_ref().is_err_and(is_gone) {
+            if result.as_ref().is_err_and(is_gone) {
+                domain.0.job_is_cut_short(id).await;
+            } else {
                 domain.0.job_is_over(id).await;
             }
             let outcome = outcome(result.as_ref().err());

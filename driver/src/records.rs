@@ -6,10 +6,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use agent_qga::LeaseRecord;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::guest::Guest;
+use crate::made::Made;
 
 /// The version of all records. One more whenever an older daemon could misread what a newer one wrote; each version reads
 /// what earlier ones wrote, by what the members say when they are left out.
@@ -28,6 +30,12 @@ pub(crate) struct Running {
     pub(crate) process: Option<Identity>,
     /// The async job that works on it.
     pub(crate) job: Option<Interrupted>,
+    /// Freezes of its file systems that may be in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) freezes: Vec<LeaseRecord>,
+    /// Whether they are an earlier driver's, which will not thaw them any more.
+    #[serde(skip)]
+    pub(crate) is_thaw_due: bool,
 }
 
 /// Which process it is, so that no other is taken for it.
@@ -50,9 +58,10 @@ pub(crate) struct Interrupted {
     pub(crate) owner: String,
     /// What is needed to finish or undo it.
     pub(crate) work: Work,
-    /// Whether an earlier driver began it: only settling it ends it then, whatever else is done under its id.
+    /// Whether it was cut short, by the end of an earlier driver or of the connection: only settling it ends it then,
+    /// whatever else is done under its id, and no other async job begins before.
     #[serde(skip)]
-    pub(crate) is_earlier: bool,
+    pub(crate) is_cut_short: bool,
 }
 
 /// What an async job does, and what is needed to finish or undo it.
@@ -82,6 +91,15 @@ pub(crate) enum Work {
         /// Whether the guest runs then.
         was_running: bool,
     },
+    /// The guest's memory goes into a file.
+    Dump {
+        /// Which file.
+        file: Made,
+        /// Whether all of it is there.
+        is_whole: bool,
+        /// Whether the guest ran before.
+        was_running: bool,
+    },
     /// The guest moves to another host. The migration's journal knows how far that is.
     MigrationOut,
     /// The guest arrives from another host. The migration's journal knows how far that is.
@@ -95,6 +113,7 @@ impl Work {
             Self::Start { .. } => "start",
             Self::Save { .. } => "save",
             Self::Restore { .. } => "restore",
+            Self::Dump { .. } => "dump",
             Self::MigrationOut => "migration-out",
             Self::MigrationIn => "migration-in",
         }
@@ -188,8 +207,10 @@ mod tests {
                     save: Uuid::new_v4(),
                     was_running: true,
                 },
-                is_earlier: false,
+                is_cut_short: false,
             }),
+            freezes: Vec::new(),
+            is_thaw_due: false,
         }
     }
 

@@ -10,6 +10,8 @@
 //! | restore, file unused | undone | undone: QEMU ends, the guest is in the file |
 //! | restore, file missing | undone | kept as it is: an operator decides |
 //! | restore, file used | the guest died with QEMU | finished: it runs if it ran when it was saved |
+//! | dump, not whole | the file goes, the guest ended | undone: the file goes, the guest goes on |
+//! | dump, whole | the guest ended, the file stays | finished: the guest goes on |
 //! | migration out, in the journal | its journal decides | kept as it is: its journal decides |
 //! | migration out, not in it | it ended | it is kept: nobody else was told of it, or all is settled |
 //! | migration in | its journal decides | kept if it was taken, else undone: QEMU ends |
@@ -49,6 +51,10 @@ pub(crate) enum Action {
     DropFile,
     /// The guest was saved, and its QEMU has ended.
     Saved,
+    /// QEMU was told to write nothing more into it: the file goes, and the guest goes on.
+    UndoDump,
+    /// All was done but to say so: the guest goes on as it is found.
+    Done,
     /// A guest that never ran here: its QEMU ends.
     EndUnborn,
     /// It never ran here, and its QEMU has ended.
@@ -85,6 +91,14 @@ pub(crate) fn decide(work: Option<&Work>, found: Findings) -> Action {
         (Some(Work::Restore { .. }), true) => Action::Unsettled,
         (Some(Work::Restore { .. }), false) if found.file == Some(State::Restored) => Action::Ended,
         (Some(Work::Restore { .. }), false) => Action::Unborn,
+        (Some(Work::Dump { is_whole, .. }), true) => match is_whole {
+            true => Action::Done,
+            false => Action::UndoDump,
+        },
+        (Some(Work::Dump { is_whole, .. }), false) => match is_whole {
+            true => Action::Ended,
+            false => Action::DropFile,
+        },
         (Some(Work::MigrationOut), _) if found.is_leaving => Action::Unsettled,
         (Some(Work::MigrationOut), true) => Action::Keep,
         (Some(Work::MigrationOut), false) => Action::Ended,
@@ -97,6 +111,7 @@ pub(crate) fn decide(work: Option<&Work>, found: Findings) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::made::Made;
     use uuid::Uuid;
 
     const FILES: [Option<State>; 4] = [
@@ -121,6 +136,11 @@ mod tests {
             works.push(Some(Work::Restore {
                 path,
                 save,
+                was_running,
+            }));
+            works.push(Some(Work::Dump {
+                file: Made::nowhere(),
+                is_whole: flag,
                 was_running,
             }));
         }
@@ -152,7 +172,12 @@ mod tests {
     fn may_run(action: Action) -> bool {
         matches!(
             action,
-            Action::Keep | Action::Run | Action::LeavePaused | Action::UndoSave { .. }
+            Action::Keep
+                | Action::Run
+                | Action::LeavePaused
+                | Action::UndoSave { .. }
+                | Action::UndoDump
+                | Action::Done
         )
     }
 
@@ -173,7 +198,7 @@ mod tests {
                 Some(Work::Save { .. }) => found.file != Some(State::Complete),
                 Some(Work::Restore { .. }) => found.file != Some(State::Complete),
                 // The source's copy is the guest until its journal says otherwise.
-                None | Some(Work::MigrationOut) => true,
+                None | Some(Work::MigrationOut | Work::Dump { .. }) => true,
                 Some(Work::MigrationIn) => found.was_taken,
                 Some(Work::Start { .. }) => false,
             };
@@ -219,6 +244,6 @@ mod tests {
     #[test]
     fn every_action_has_its_row() {
         let all: std::collections::HashSet<_> = rows().into_iter().map(|row| row.2).collect();
-        assert_eq!(all.len(), 12, "{all:?}");
+        assert_eq!(all.len(), 14, "{all:?}");
     }
 }

@@ -89,7 +89,7 @@ impl SaveFile {
         head.extend_from_slice(format!("{:08}\n", text.len()).as_bytes());
         head.extend_from_slice(text.as_bytes());
         head.resize(HEAD, b'\n');
-        let file = make(path, &head).map_err(|error| match error.kind() {
+        let file = make_whole(path, &head).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => Cause::Exists(format!("{} exists already", path.display())),
             _ => io("make", path)(error),
         })?;
@@ -205,7 +205,7 @@ impl SaveFile {
 
 /// A new file with that head, which is there as a whole or not at all: a daemon that is killed here leaves none that
 /// nobody could tell whose it is.
-fn make(path: &Path, head: &[u8]) -> std::io::Result<File> {
+pub(crate) fn make_whole(path: &Path, head: &[u8]) -> std::io::Result<File> {
     let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     let mut file = match rustix::fs::open(
         folder,

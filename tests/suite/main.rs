@@ -11,8 +11,11 @@ mod attach;
 mod bad_input;
 mod bulk;
 mod death;
+mod dump;
 mod examples;
+mod files;
 mod floods;
+mod freeze;
 mod jobs;
 mod lifecycle;
 mod migration;
@@ -35,14 +38,17 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 17] = [
+    let modules: [(&str, harness::Tests); 20] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
         ("bulk", bulk::TESTS),
         ("death", death::TESTS),
+        ("dump", dump::TESTS),
         ("examples", examples::TESTS),
+        ("files", files::TESTS),
         ("floods", floods::TESTS),
+        ("freeze", freeze::TESTS),
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),

@@ -245,7 +245,7 @@ async fn a_store_that_is_full_refuses_a_start_and_harms_no_other_guest(rig: Rig)
 }
 
 /// Ends this process' connection to the monitor of that guest, and nothing else.
-fn cut(rig: &Rig, domain: &Domain) {
+pub(crate) fn cut(rig: &Rig, domain: &Domain) {
     let path = format!("run/{}/monitor.sock", domain.uuid());
     let path = rig.dir.path().join(path);
     let mut cuts = 0;
@@ -273,7 +273,7 @@ fn cut(rig: &Rig, domain: &Domain) {
     assert_eq!(cuts, 1, "one connection");
 }
 
-async fn back(domain: &Domain, than: u64) {
+pub(crate) async fn back(domain: &Domain, than: u64) {
     let deadline = Instant::now() + 30 * SECOND;
     let is_back =
         |observed: &driver::Observed| observed.generation > than && observed.run.is_running();

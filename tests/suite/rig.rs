@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each of its users needs a part of it")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -185,6 +185,30 @@ pub(crate) fn kill(pid: u32, signal: Signal) {
     let _gone = rustix::process::kill_process(pid, signal);
 }
 
+/// An image with an empty ext4.
+pub(crate) fn ext4(folder: &Path) -> PathBuf {
+    let image = folder.join("disk.raw");
+    File::create(&image)
+        .and_then(|file| file.set_len(16 << 20))
+        .expect("an image can be made");
+    let made = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"]
+        .iter()
+        .find_map(|program| {
+            Command::new(program)
+                .args(["-q", "-F", "-t", "ext4"])
+                .arg(&image)
+                .stdin(Stdio::null())
+                .status()
+                .ok()
+        });
+    let made = made.expect("mke2fs (package e2fsprogs) makes the guest's disk");
+    assert!(made.success(), "mke2fs: {made}");
+    image
+}
+
+/// Has a guest write to its disk for ever, and tell.
+pub(crate) const WRITER: &str = "n=0; while :; do echo $n >/mnt/n; echo \"wrote $n\" >/dev/console; n=$((n+1)); sleep 0.05; done";
+
 /// The console of a guest, as a file.
 pub(crate) struct Console(PathBuf);
 
@@ -208,6 +232,46 @@ impl Console {
             .lines()
             .filter_map(|line| line.trim().strip_prefix("tick ")?.parse().ok())
             .collect()
+    }
+
+    /// The number the guest wrote to its disk last, once it does what [`WRITER`] says.
+    pub(crate) fn written(&self) -> Option<u64> {
+        let text = self.text();
+        let whole = text.rsplit_once('\n')?.0;
+        whole
+            .lines()
+            .rev()
+            .find_map(|line| line.trim().strip_prefix("wrote ")?.parse().ok())
+    }
+
+    /// Waits until the guest has written three numbers more.
+    pub(crate) async fn writes(&self, limit: Duration) -> Result<(), String> {
+        let before = self.written();
+        let deadline = Instant::now() + limit;
+        while self.written().is_none() || self.written() <= before.map(|number| number + 2) {
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "the guest does not write, last {before:?}:\n{}",
+                    self.text()
+                ));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// That the guest runs and does not write: the proof of a freeze that no agent can forge.
+    pub(crate) async fn stands_still(&self) -> Result<(), String> {
+        let before = self.written();
+        let tick = *self.ticks().last().ok_or("it does not count")?;
+        self.past(tick + 8, Duration::from_secs(30)).await?;
+        let after = self.written();
+        // One write may have been done and not told.
+        if after <= before.map(|number| number + 1) {
+            Ok(())
+        } else {
+            Err(format!("wrote {before:?}, and then {after:?}"))
+        }
     }
 
     /// Waits until the guest has counted to more than `tick`.

@@ -22,19 +22,26 @@ impl Inner {
         let (store, key) = (self.context.store.clone(), self.uuid.to_string());
         let shown = self.description.clone();
         // The lock goes with the work, so that writes follow one another also when their callers leave.
-        let written = tokio::task::spawn_blocking(move || {
-            let mut next = place.clone();
-            change(&mut next);
-            if next != *place {
-                put(&*store, Shelf::Running, &key, next.as_ref())?;
-                show(&shown, next.as_ref());
-                *place = next;
-            }
-            Ok(())
-        });
+        let written =
+            tokio::task::spawn_blocking(move || write(&*store, &key, &mut place, &shown, change));
         written
             .await
             .unwrap_or_else(|error| Err(Cause::Panicked(error.to_string())))
+    }
+
+    /// As [`note`](Self::note), on a thread that may block.
+    pub(crate) fn note_blocking(
+        &self,
+        change: impl FnOnce(&mut Option<Running>),
+    ) -> Result<(), Cause> {
+        let (store, key) = (&*self.context.store, self.uuid.to_string());
+        let mut place = self.running.blocking_lock();
+        write(store, &key, &mut place, &self.description, change)
+    }
+
+    /// As [`noted`](Self::noted), on a thread that may block.
+    pub(crate) fn noted_blocking(&self) -> Option<Running> {
+        self.running.blocking_lock().clone()
     }
 
     /// What is written of the guest that runs.
@@ -45,12 +52,21 @@ impl Inner {
     /// What an earlier daemon wrote, before anybody sees the domain.
     pub(crate) fn take_up(&self, mut record: Running) {
         if let Some(job) = &mut record.job {
-            job.is_earlier = true;
+            job.is_cut_short = true;
         }
+        record.is_thaw_due = !record.freezes.is_empty();
         show(&self.description, Some(&record));
         if let Ok(mut place) = self.running.try_lock() {
             *place = Some(record);
         }
+    }
+
+    /// The life of a guest that an earlier driver froze and did not thaw, once: whoever asks sees to it.
+    pub(crate) async fn take_due_thaw(&self) -> Option<uuid::Uuid> {
+        let mut place = self.running.lock().await;
+        let record = place.as_mut().filter(|record| record.is_thaw_due)?;
+        record.is_thaw_due = false;
+        Some(record.life)
     }
 
     /// That async job has ended: nothing is to be finished or undone for it any more.
@@ -59,7 +75,7 @@ impl Inner {
             if let Some(record) = record
                 && let Some(job) = &record.job
                 && job.id == id
-                && !job.is_earlier
+                && !job.is_cut_short
             {
                 record.job = None;
             }
@@ -67,6 +83,15 @@ impl Inner {
         if let Err(error) = noted.await {
             // A later daemon will look at what the job did, and find it done or undone.
             warn!(domain = %self.name, ?error, "the end of a job was not written down");
+        }
+    }
+
+    /// That async job was cut short while QEMU may go on with it: its note stays until it is settled.
+    pub(crate) async fn job_is_cut_short(&self, id: u64) {
+        if let Some(record) = &mut *self.running.lock().await
+            && let Some(job) = record.job.as_mut().filter(|job| job.id == id)
+        {
+            job.is_cut_short = true;
         }
     }
 
@@ -115,6 +140,23 @@ fn show(shown: &Mutex<Option<Arc<Guest>>>, record: Option<&Running>) {
     let last = std::mem::replace(&mut *place, next);
     drop(place);
     drop(last);
+}
+
+fn write(
+    store: &dyn StateStore,
+    key: &str,
+    place: &mut Option<Running>,
+    shown: &Mutex<Option<Arc<Guest>>>,
+    change: impl FnOnce(&mut Option<Running>),
+) -> Result<(), Cause> {
+    let mut next = place.clone();
+    change(&mut next);
+    if next != *place {
+        put(store, Shelf::Running, key, next.as_ref())?;
+        show(shown, next.as_ref());
+        *place = next;
+    }
+    Ok(())
 }
 
 fn put<T: serde::Serialize>(

@@ -63,7 +63,7 @@ impl Domain {
     }
 
     /// A call that runs `body` under an agent job, within the default of a call.
-    fn agent<T, F, B>(&self, owner: &'static str, kind: AgentKind, body: B) -> Call<T>
+    pub(super) fn agent<T, F, B>(&self, owner: &'static str, kind: AgentKind, body: B) -> Call<T>
     where
         B: FnOnce(AgentOp) -> F + Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,

@@ -1,5 +1,6 @@
 //! What an operation is given: its job, and the doors that the job opens.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,11 @@ use crate::domain::{Domain, Live, Records};
 use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::guest::Guest;
+use crate::made::Made;
 use crate::ops::Deadline;
 use crate::ops::lent::Lent;
+use crate::ops::recover::reconnect;
+use crate::ops::save::blocking;
 use crate::records::{Interrupted, Running, Work};
 
 /// A normal job and what it may do. Ends with the operation it was lent to.
@@ -179,6 +183,7 @@ impl AsyncOp {
 
     /// Writes down what this job is about to do, with what is needed to finish or undo it.
     pub(crate) async fn note_work(&self, work: Work) -> Result<(), Error> {
+        self.refuse_if_unsettled().await?;
         let job = self.interrupted(work);
         let noted = self.domain.0.note(move |record| {
             if let Some(record) = record {
@@ -188,6 +193,36 @@ impl AsyncOp {
         Ok(noted.await?)
     }
 
+    /// Makes a file that this job owns until it is done, and writes down what the job is then at, before and after.
+    pub(crate) async fn make_file(
+        &self,
+        path: &Path,
+        work: impl Fn(Made) -> Work,
+    ) -> Result<Made, Error> {
+        let path = path.to_owned();
+        let mut file = blocking(move || Made::plan(&path)).await?;
+        self.note_work(work(file.clone())).await?;
+        file = blocking(move || file.make().map(|()| file)).await?;
+        if let Err(error) = self.note_work(work(file.clone())).await {
+            blocking(move || file.remove()).await?;
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// There is one note of a job: that of one that was cut short is not written over before it is settled.
+    async fn refuse_if_unsettled(&self) -> Result<(), Error> {
+        let noted = self.domain.0.noted().await.and_then(|record| record.job);
+        match noted.filter(|job| is_in_the_way(job, self.job.id())) {
+            None => Ok(()),
+            Some(job) => {
+                let (name, id) = (job.work.name(), job.id);
+                let text = format!("job {id}, a {name}, was cut short and is to be settled first");
+                Err(Cause::State(text).into())
+            }
+        }
+    }
+
     /// Writes down that a guest is about to be brought up, and for what.
     pub(crate) async fn note_guest(&self, guest: &Guest, work: Work) -> Result<(), Error> {
         let record = Running {
@@ -195,9 +230,20 @@ impl AsyncOp {
             life: Uuid::new_v4(),
             process: None,
             job: Some(self.interrupted(work)),
+            freezes: Vec::new(),
+            is_thaw_due: false,
         };
         let noted = self.domain.0.note(move |place| *place = Some(record));
         Ok(noted.await?)
+    }
+
+    /// What this job began could not be undone: it is settled by a job of its own, as after a lost connection.
+    pub(crate) async fn leave_unsettled(&self) {
+        self.domain.0.job_is_cut_short(self.job.id()).await;
+        if let Some(live) = self.live() {
+            let watchers = &self.domain.0.context.watchers;
+            watchers.spawn(reconnect(self.domain.clone(), live));
+        }
     }
 
     fn interrupted(&self, work: Work) -> Interrupted {
@@ -205,7 +251,7 @@ impl AsyncOp {
             id: self.job.id(),
             owner: self.owner.to_string(),
             work,
-            is_earlier: false,
+            is_cut_short: false,
         }
     }
 
@@ -225,4 +271,9 @@ impl AsyncOp {
     pub(crate) fn extend(&mut self, limit: Duration) {
         self.deadline = self.deadline.max(Instant::now() + limit);
     }
+}
+
+/// Whether that note must not be written over. Of a guest that leaves the journal knows all.
+fn is_in_the_way(noted: &Interrupted, id: u64) -> bool {
+    noted.is_cut_short && noted.id != id && noted.work != Work::MigrationOut
 }

@@ -34,6 +34,7 @@ use crate::error::{Cause, Error, ErrorKind, io as failed_to};
 use crate::events::What;
 use crate::logs;
 use crate::ops::destroy::cleaned_up;
+use crate::ops::dump::over as dump_over;
 use crate::ops::save::{blocking, end as end_saved, stop_writing};
 use crate::ops::start::{LOCK, Sockets, connect, give_up, refuse_if_running};
 use crate::ops::{AsyncOp, Deadline};
@@ -153,6 +154,7 @@ fn kind(work: Option<&Work>) -> AsyncKind {
     match work {
         None | Some(Work::Start { .. } | Work::Restore { .. }) => AsyncKind::Start,
         Some(Work::Save { .. }) => AsyncKind::Save,
+        Some(Work::Dump { .. }) => AsyncKind::Dump,
         Some(Work::MigrationOut) => AsyncKind::MigrationOut,
         Some(Work::MigrationIn) => AsyncKind::MigrationIn,
     }
@@ -341,17 +343,19 @@ async fn remains(work: Option<&Work>, action: Action) -> Result<Became, Error> {
     })
 }
 
-/// Removes the file of a save that is not whole, if it is the one that save wrote.
+/// Removes the file of a job that is not whole, if it is the one that job wrote.
 async fn drop_file(work: Option<&Work>) -> Result<(), Error> {
-    let Some(Work::Save { path, save, .. }) = work else {
-        return Ok(());
-    };
-    let (path, save) = (path.clone(), *save);
-    blocking(move || match SaveFile::state_of(&path, save) {
-        Some(_) => std::fs::remove_file(&path).map_err(failed_to("remove", &path)),
-        None => Ok(()),
-    })
-    .await
+    match work.cloned() {
+        Some(Work::Save { path, save, .. }) => {
+            blocking(move || match SaveFile::state_of(&path, save) {
+                Some(_) => std::fs::remove_file(&path).map_err(failed_to("remove", &path)),
+                None => Ok(()),
+            })
+            .await
+        }
+        Some(Work::Dump { file, .. }) => blocking(move || file.remove()).await,
+        _ => Ok(()),
+    }
 }
 
 async fn findings(domain: &Domain, work: Option<&Work>, is_there: bool) -> Result<Findings, Error> {
@@ -407,6 +411,13 @@ async fn settle(op: &mut AsyncOp, live: &Arc<Live>) -> Result<Became, Error> {
             drop_file(work.as_ref()).await?;
             Became::Undone
         }
+        Action::UndoDump => {
+            // Its pipe ended with whoever read it.
+            dump_over(op).await?;
+            drop_file(work.as_ref()).await?;
+            Became::Undone
+        }
+        Action::Done => Became::Finished,
         Action::EndSaved => {
             if let Some(Work::Save { path, .. }) = &work {
                 end_saved(op, path).await;

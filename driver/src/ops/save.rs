@@ -222,6 +222,7 @@ async fn undo(op: &mut AsyncOp, file: &SaveFile, was_running: bool) {
             error = format!("{error:#}"),
             "a save was not undone"
         );
+        return op.leave_unsettled().await;
     }
     let path = file.path.clone();
     if let Err(error) =

@@ -23,6 +23,7 @@ use crate::error::{Cause, Error, io};
 use crate::events::{Pump, What};
 use crate::guest::{AgentChannel, Guest, Network, NetworkBackend, Serial};
 use crate::logs;
+use crate::ops::freeze::thaw_if_due;
 use crate::ops::{AsyncOp, Call, Deadline};
 use crate::process::{Exit, Launch, Process, number};
 use crate::records::{Identity, Work};
@@ -451,5 +452,6 @@ pub(crate) async fn connect_agent(
         .await?;
     let options = agent_qga::Options::default().with_sync_limit(context.defaults.agent_sync);
     live.set_agent(Arc::new(agent_qga::Agent::new(stream, options)));
+    thaw_if_due(domain).await;
     Ok(())
 }

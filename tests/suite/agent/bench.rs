@@ -1,8 +1,6 @@
 //! The guest with a disk that the tests of the agent use, and what they do to it.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +12,7 @@ use driver::{AgentChannel, Disk, DiskFormat, Domain, Guest, StartOptions};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::rig::{Console, Rig};
+use crate::rig::{Console, Rig, WRITER, ext4};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// What the guest is called in the store.
@@ -99,75 +97,23 @@ impl Bench {
         lease
     }
 
-    /// The number the guest wrote to its disk last.
-    pub(super) fn written(&self) -> Option<u64> {
-        let text = self.console.text();
-        let whole = text.rsplit_once('\n')?.0;
-        whole
-            .lines()
-            .rev()
-            .find_map(|line| line.trim().strip_prefix("wrote ")?.parse().ok())
-    }
-
     /// Has the guest write to its disk for ever, and tell.
     pub(super) async fn write_on(&self, agent: &Arc<dyn Qga>) {
-        let script = "n=0; while :; do echo $n >/mnt/n; echo \"wrote $n\" >/dev/console; n=$((n+1)); sleep 0.05; done";
-        exec(agent, script).await;
+        exec(agent, WRITER).await;
         self.writes().await;
     }
 
     /// Waits until the guest writes.
     pub(super) async fn writes(&self) {
-        let before = self.written();
-        let looking = async {
-            while self.written() <= before.map(|number| number + 2) || self.written().is_none() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if timeout(30 * SECOND, looking).await.is_err() {
-            panic!(
-                "the guest does not write, last {before:?}:\n{}",
-                self.console.text()
-            );
-        }
+        let written = self.console.writes(30 * SECOND).await;
+        written.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// That the guest runs and does not write: the proof of a freeze that no agent can forge.
+    /// That the guest runs and does not write.
     pub(super) async fn stands_still(&self) {
-        let before = self.written();
-        let tick = *self.console.ticks().last().expect("it counts");
-        self.console
-            .past(tick + 8, 30 * SECOND)
-            .await
-            .expect("the guest itself runs on");
-        let after = self.written();
-        // One write may have been done and not told.
-        assert!(
-            after <= before.map(|number| number + 1),
-            "wrote {before:?}, and then {after:?}"
-        );
+        let still = self.console.stands_still().await;
+        still.unwrap_or_else(|error| panic!("{error}"));
     }
-}
-
-/// An image with an empty ext4.
-pub(super) fn ext4(folder: &Path) -> PathBuf {
-    let image = folder.join("disk.raw");
-    File::create(&image)
-        .and_then(|file| file.set_len(16 << 20))
-        .expect("an image can be made");
-    let made = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"]
-        .iter()
-        .find_map(|program| {
-            Command::new(program)
-                .args(["-q", "-F", "-t", "ext4"])
-                .arg(&image)
-                .stdin(Stdio::null())
-                .status()
-                .ok()
-        });
-    let made = made.expect("mke2fs (package e2fsprogs) makes the guest's disk");
-    assert!(made.success(), "mke2fs: {made}");
-    image
 }
 
 /// Starts a script in the guest and does not wait for its end.

@@ -1,4 +1,5 @@
-//! Reaching a guest whose QEMU runs and whose monitor is lost: tried again until it answers or ends.
+//! Reaching a guest whose QEMU runs and whose monitor is lost, and settling the job that was cut short: both are tried
+//! again until they are done or QEMU ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::ops::{AsyncOp, Deadline};
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Tries to reach a guest whose QEMU runs, until it is reached or ends.
+/// Tries to reach a guest whose QEMU runs and to settle what was cut short, until that is done or the guest ends.
 pub(crate) async fn reconnect(domain: Domain, live: Arc<Live>) {
     let parting = domain.0.context.parting.clone();
     parting.run_until_cancelled(try_again(domain, live)).await;
@@ -33,42 +34,40 @@ async fn try_again(domain: Domain, live: Arc<Live>) {
     };
     let mut pause = FIRST_PAUSE;
     // The first try comes at once: a connection may be lost alone.
-    while live.monitor().is_none() {
-        let deadline = Instant::now() + domain.0.context.defaults.connect;
-        if let Err(error) = reach(&domain, &live, deadline).await {
-            let error = format!("{error:#}");
-            warn!(
-                domain = domain.name(),
-                error, "QEMU runs and cannot be reached"
-            );
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+    while let Err(error) = reach_and_settle(&domain, &live).await {
+        let error = format!("{error:#}");
+        warn!(
+            domain = domain.name(),
+            error, "QEMU runs, and cannot be reached or what was cut short not be settled"
+        );
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
         if !is_here() {
             return;
         }
     }
-    let Some(job) = domain.0.noted().await.and_then(|record| record.job) else {
+}
+
+async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error> {
+    let defaults = domain.0.context.defaults;
+    if live.monitor().is_none() {
+        reach(domain, live, Instant::now() + defaults.connect).await?;
+    }
+    let noted = domain.0.noted().await.and_then(|record| record.job);
+    let Some(job) = noted.filter(|job| job.is_cut_short) else {
         domain.0.tell(What::Started {
             generation: live.generation,
         });
-        return;
+        return Ok(());
     };
-    let name = job.work.name();
-    let deadline = Instant::now() + domain.0.context.defaults.long;
-    let kind = kind(Some(&job.work));
+    let (name, kind) = (job.work.name(), kind(Some(&job.work)));
+    let deadline = Instant::now() + defaults.long;
+    let live = live.clone();
     let work = move |mut op: AsyncOp| async move { settle(&mut op, &live).await };
+    // Whatever other async job begins before this one is told to wait for it: there is one note.
     let settled = domain.run_async("recover", kind, KindSet::DESTROY_ONLY, deadline, work);
-    match settled.await {
-        Ok(became) => tell(&domain, Some(name.into()), became),
-        Err(error) => {
-            let error = format!("{error:#}");
-            warn!(
-                domain = domain.name(),
-                error, "an interrupted job was not settled"
-            );
-        }
-    }
+    tell(domain, Some(name.into()), settled.await?);
+    Ok(())
 }
 
 /// Connects to the guest's monitor, and to its agent's channel where that is ours.
