@@ -1,4 +1,4 @@
-//! QEMU guests under job rules: start, attach, query, pause, save, talk to the agent, destroy.
+//! QEMU guests under job rules: start, attach, query, pause, save, dump, freeze, talk to the agent, destroy.
 //!
 //! This crate is what a daemon that runs virtual machines is built on. It composes the siblings it depends on: the job
 //! scheduler decides who goes, the monitor and the agent talk, transports connect. It adds the guest itself: its
@@ -49,6 +49,8 @@
 //! - What runs, and the async job that is at it, is written down before it is begun. A driver that comes back after a
 //!   `kill -9` at any instant knows its guests at once, finds each again under a job of its own, and finishes or undoes what
 //!   was interrupted ([`Driver::recovered`]); one that cannot be reached is tried again, and never ended for that.
+//! - A freeze is a lease ([`Domain::freeze`]): written down before the guest is asked, thawed on drop, in time, or by the
+//!   next driver.
 //!
 //! ```text
 //!  RUN_DIR/lock                       one driver a directory
