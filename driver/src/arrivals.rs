@@ -152,6 +152,7 @@ impl Arrivals {
         let (live, prepared) = prepared.map_err(gone)??;
         // The only place that sets it.
         let _first = arrival.live.set(Arc::downgrade(&live));
+        self.context.settling.arriving();
         Ok(prepared)
     }
 
@@ -367,6 +368,8 @@ async fn obey(
                 op.set_phase("finish");
                 op.job().pass_point_of_return();
                 live.mark_run();
+                // Its journal says that it is ours. A daemon that comes back must not take it for one that never ran.
+                op.domain().0.work_is_over().await?;
                 let started = run(op, live, state == RunState::Running).await;
                 let end = match &started {
                     Ok(()) => Ok(()),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
-use remote_migrate::Journal;
+use remote_migrate::{Journal, Peer};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::landing::Landing;
 use crate::ops::recover::{Recoveries, recover_all};
 use crate::process::{Launcher, Plain};
 use crate::registry::Registry;
+use crate::settling::{FindPeer, Settling};
 use crate::store::{FileStore, StateStore};
 
 /// How many things a driver remembers for those who follow it.
@@ -46,6 +47,7 @@ pub struct Builder {
     wrap_jobs: WrapJobs,
     wrap_monitor: WrapMonitor,
     landing: Landing,
+    find_peer: FindPeer,
     journal: Option<Arc<dyn Journal>>,
     state_dir: Option<PathBuf>,
     store: Option<Arc<dyn StateStore>>,
@@ -63,6 +65,7 @@ impl Builder {
             wrap_jobs: Box::new(|scheduler| Arc::new(scheduler.clone())),
             wrap_monitor: Box::new(|_, monitor| monitor),
             landing: Landing::default(),
+            find_peer: Box::new(|_| None),
             journal: None,
             state_dir: None,
             store: None,
@@ -120,6 +123,19 @@ impl Builder {
     /// Where the memory of guests that arrive is taken in, instead of on unix sockets.
     pub fn landing(self, landing: Landing) -> Self {
         Self { landing, ..self }
+    }
+
+    /// How the daemon is found that some words name: those that a migration was begun with, as
+    /// [`there`](crate::MigrateOptions::there) or as [`home`](crate::MigrateOptions::home). With it a migration that was
+    /// left open is settled without an operator once the other daemon can be asked, on either side.
+    pub fn peers(
+        self,
+        find: impl Fn(&str) -> Option<Arc<dyn Peer>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            find_peer: Box::new(find),
+            ..self
+        }
     }
 
     /// Keeps definitions and migrations below that directory, which should outlive the host's next start. Without it they
@@ -208,6 +224,8 @@ impl Builder {
             wrap_jobs: self.wrap_jobs,
             wrap_monitor: self.wrap_monitor,
             landing: self.landing,
+            find_peer: self.find_peer,
+            settling: Settling::default(),
             journal,
             store,
             recoveries: Recoveries::default(),

@@ -19,6 +19,7 @@ use crate::landing::Landing;
 use crate::ops::recover::Recoveries;
 use crate::process::Launcher;
 use crate::registry::Registry;
+use crate::settling::{FindPeer, Settling};
 use crate::store::StateStore;
 
 /// How long things may take unless a call says otherwise.
@@ -79,6 +80,9 @@ pub(crate) struct Context {
     /// Where the memory of guests that arrive is taken in.
     pub(crate) landing: Landing,
     pub(crate) journal: Arc<dyn Journal>,
+    /// Finds the daemon of the words that are kept of a migration.
+    pub(crate) find_peer: FindPeer,
+    pub(crate) settling: Settling,
     pub(crate) store: Arc<dyn StateStore>,
     pub(crate) recoveries: Recoveries,
     pub(crate) overdue: Overdue,

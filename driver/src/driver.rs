@@ -19,6 +19,7 @@ use crate::guest::Guest;
 use crate::ops::{Call, Deadline, Recovered, StartOptions, attach};
 use crate::registry::Taken;
 use crate::save_file::SaveFile;
+use crate::settling::settle;
 
 /// All domains of one daemon. Clones share them.
 ///
@@ -52,6 +53,8 @@ impl Driver {
     pub(crate) fn new(context: Arc<Context>) -> Self {
         let arrivals = Arc::new(Arrivals::new(context.clone()));
         let destination = Destination::new(arrivals, context.journal.clone());
+        let settling = settle(context.clone(), destination.clone());
+        context.watchers.spawn(settling);
         Self(Arc::new(Owner {
             context,
             destination,

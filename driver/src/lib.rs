@@ -51,6 +51,8 @@
 //!   was interrupted ([`Driver::recovered`]); one that cannot be reached is tried again, and never ended for that.
 //! - A freeze is a lease ([`Domain::freeze`]): written down before the guest is asked, thawed on drop, in time, or by the
 //!   next driver.
+//! - A migration that a death or a broken link left open is settled by itself once the other daemon can be asked
+//!   ([`Builder::peers`]); until then it is named ([`Driver::migrations`]), and nothing follows from silence.
 //!
 //! ```text
 //!  RUN_DIR/lock                       one driver a directory
@@ -106,6 +108,7 @@ mod journal;
 mod landing;
 mod logs;
 mod made;
+mod migrations;
 mod ops;
 mod process;
 mod qemu_job;
@@ -114,6 +117,7 @@ mod recovery;
 mod registry;
 mod save_file;
 mod serve;
+mod settling;
 mod stats;
 mod store;
 mod tap;
@@ -134,6 +138,7 @@ pub use guest::{
     NetworkBackend, NetworkModel, Serial,
 };
 pub use landing::Landing;
+pub use migrations::{Next, OpenMigration};
 pub use ops::{
     AgentOp, AsyncOp, Became, Call, Deadline, DumpFormat, Dumped, FreezeOptions, MigrateOptions,
     Op, Recovered, SaveOptions, Saved, StartOptions,

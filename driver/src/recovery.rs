@@ -14,7 +14,9 @@
 //! | dump, whole | the guest ended, the file stays | finished: the guest goes on |
 //! | migration out, in the journal | its journal decides | kept as it is: its journal decides |
 //! | migration out, not in it | it ended | it is kept: nobody else was told of it, or all is settled |
-//! | migration in | its journal decides | kept if it was taken, else undone: QEMU ends |
+//! | migration in, taken | its journal decides | kept: it is the guest |
+//! | migration in, in the journal | its journal decides | kept as it is, complete or not: its journal decides |
+//! | migration in, not in it | it ended | undone: QEMU ends, since the source never heard of it |
 
 use crate::records::Work;
 use crate::save_file::State;
@@ -26,7 +28,9 @@ pub(crate) struct Findings {
     pub(crate) is_there: bool,
     /// How far the file of a save or restore is; none if there is none of that save.
     pub(crate) file: Option<State>,
-    /// Whether a guest that arrived was taken here.
+    /// Whether the journal has a migration that brought it here, and whose source may know where it waits.
+    pub(crate) is_arriving: bool,
+    /// Whether the journal says that it was taken here.
     pub(crate) was_taken: bool,
     /// Whether the journal has a migration of it that left from here.
     pub(crate) is_leaving: bool,
@@ -59,6 +63,8 @@ pub(crate) enum Action {
     EndUnborn,
     /// It never ran here, and its QEMU has ended.
     Unborn,
+    /// The guest arrived and is ours. What is still to be done about that is its journal's.
+    Taken,
     /// The guest is left as it is found until both daemons have spoken, or an operator.
     Unsettled,
 }
@@ -102,7 +108,9 @@ pub(crate) fn decide(work: Option<&Work>, found: Findings) -> Action {
         (Some(Work::MigrationOut), _) if found.is_leaving => Action::Unsettled,
         (Some(Work::MigrationOut), true) => Action::Keep,
         (Some(Work::MigrationOut), false) => Action::Ended,
-        (Some(Work::MigrationIn), _) if found.was_taken => Action::Unsettled,
+        (Some(Work::MigrationIn), _) if found.was_taken => Action::Taken,
+        // A copy that is complete may be the last one. Only its source can say that it is not.
+        (Some(Work::MigrationIn), _) if found.is_arriving => Action::Unsettled,
         (Some(Work::MigrationIn), true) => Action::EndUnborn,
         (Some(Work::MigrationIn), false) => Action::Unborn,
     }
@@ -153,12 +161,13 @@ mod tests {
         for work in works() {
             for is_there in [false, true] {
                 for file in FILES {
-                    for journal in 0..4 {
+                    for journal in 0..8 {
                         let found = Findings {
                             is_there,
                             file,
-                            was_taken: journal & 1 != 0,
+                            is_arriving: journal & 1 != 0,
                             is_leaving: journal & 2 != 0,
+                            was_taken: journal & 4 != 0,
                         };
                         rows.push((work.clone(), found, decide(work.as_ref(), found)));
                     }
@@ -199,7 +208,8 @@ mod tests {
                 Some(Work::Restore { .. }) => found.file != Some(State::Complete),
                 // The source's copy is the guest until its journal says otherwise.
                 None | Some(Work::MigrationOut | Work::Dump { .. }) => true,
-                Some(Work::MigrationIn) => found.was_taken,
+                // And so may be the copy of one that was on its way.
+                Some(Work::MigrationIn) => found.is_arriving || found.was_taken,
                 Some(Work::Start { .. }) => false,
             };
             if found.is_there && only_there {
@@ -219,7 +229,7 @@ mod tests {
             if found.is_there {
                 assert!(!is_of_the_gone, "{work:?} {found:?} {action:?}");
             } else {
-                let is_open = action == Action::Unsettled;
+                let is_open = matches!(action, Action::Unsettled | Action::Taken);
                 assert!(is_of_the_gone || is_open, "{work:?} {found:?} {action:?}");
             }
         }
@@ -244,6 +254,6 @@ mod tests {
     #[test]
     fn every_action_has_its_row() {
         let all: std::collections::HashSet<_> = rows().into_iter().map(|row| row.2).collect();
-        assert_eq!(all.len(), 14, "{all:?}");
+        assert_eq!(all.len(), 15, "{all:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod memory;
 mod restart;
+mod settling;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
 use memory::*;
 use restart::*;
+use settling::*;
 
 tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
@@ -26,13 +28,16 @@ tests! {
     a_cancelled_migration_leaves_the_guest_where_it_was,
     a_destination_that_dies_leaves_the_guest_where_it_was,
     a_query_passes_beside_a_migration_and_a_modify_waits,
-    a_destination_that_dies_before_it_takes_the_guest_refuses_it_when_it_is_back,
+    a_destination_that_dies_before_it_is_asked_takes_the_guest_when_it_is_back,
     a_destination_that_dies_as_it_takes_the_guest_runs_it_when_it_is_back,
     a_destination_that_dies_as_it_starts_the_guest_owns_it_when_it_is_back,
     a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back,
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,
     a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back,
     a_guest_moves_over_tcp_past_strangers_at_its_port,
+    a_source_that_is_back_settles_by_itself_what_it_left,
+    a_destination_that_is_back_discards_by_itself_what_its_source_kept,
+    an_operator_lets_a_complete_copy_run_whose_source_is_fenced,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

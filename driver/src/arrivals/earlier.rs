@@ -1,20 +1,23 @@
 //! Guests that began to arrive at an earlier daemon: what is left of them, and the end of what was begun.
 //!
-//! Recovery has found the QEMU, if there is one, and keeps it only if the journal says that the guest was taken. So there
-//! is the guest, or nothing. Whoever asks while recovery is still at it waits in line behind its job.
+//! Recovery has found the QEMU, if there is one, and has left it as it was: a copy, complete or not, or the guest. Its gate
+//! went with the daemon, so whoever did not connect yet never will. Whoever asks while recovery is still at it waits in line
+//! behind its job.
 
 use std::time::Duration;
 
 use job_core::{AsyncKind, JobKind};
-use monitor_qmp::command;
+use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{CopyState, Owner, Ran, RunState, Side, Step};
 use tokio::time::{Instant, sleep};
 
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
-use crate::ops::start::{refuse_if_running, run};
+use crate::ops::destroy::cleaned_up;
+use crate::ops::start::{give_up, refuse_if_running, run};
 use crate::ops::{AsyncOp, Op};
+use crate::records::Work;
 
 /// Between two looks at a guest that is about to be gone.
 const POLL: Duration = Duration::from_millis(20);
@@ -47,27 +50,61 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
     if look(context, step).await? != CopyState::Complete {
         return Err(Cause::State("it is not one that waits to be started".into()).into());
     }
-    let domain = context.registry.by_uuid(step.domain).map(Domain);
-    let domain = domain.ok_or_else(|| Cause::State("it was removed meanwhile".into()))?;
-    let mask = AsyncKind::MigrationIn.default_mask();
     let work = move |mut op: AsyncOp| async move {
         let live = op
             .live()
             .ok_or_else(|| Cause::State("no guest runs in it".into()))?;
         op.job().pass_point_of_return();
+        op.domain().0.work_is_over().await?;
         run(&mut op, &live, state == RunState::Running).await
     };
-    domain
-        .run_async("arrive", AsyncKind::MigrationIn, mask, step.deadline, work)
-        .await
+    arriving(context, step, work).await
 }
 
-/// Sees to it that nothing is left of one that is not the guest: recovery ends its QEMU.
+/// Sees to it that nothing is left of one that is not the guest.
 pub(super) async fn discard(context: &Context, step: Step) -> Result<(), Error> {
     match look(context, step).await? {
-        CopyState::Gone(_) => Ok(()),
-        _ => Err(Cause::State("its QEMU is there, and may be the guest".into()).into()),
+        CopyState::Gone(_) => return Ok(()),
+        CopyState::Incoming | CopyState::Complete => {}
+        _ => return Err(Cause::State("it may be the guest".into()).into()),
     }
+    let work = move |op: AsyncOp| async move {
+        let live = op.live();
+        if let Some(live) = &live {
+            if !is_arriving(op.domain()).await {
+                return Err(Cause::State("a guest of the same identity runs in it".into()).into());
+            }
+            give_up(live);
+        }
+        Ok(live)
+    };
+    let ended = arriving(context, step, work).await?;
+    let domain = context.registry.by_uuid(step.domain).map(Domain);
+    if let (Some(live), Some(domain)) = (ended, domain) {
+        cleaned_up(&domain, &live, step.deadline).await?;
+    }
+    Ok(())
+}
+
+/// Works under the job of a guest that arrives.
+async fn arriving<T, F>(
+    context: &Context,
+    step: Step,
+    work: impl FnOnce(AsyncOp) -> F + Send + 'static,
+) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+    T: Send + 'static,
+{
+    let domain = context.registry.by_uuid(step.domain).map(Domain);
+    let domain = domain.ok_or_else(|| Cause::State("it was removed meanwhile".into()))?;
+    let (kind, mask) = (
+        AsyncKind::MigrationIn,
+        AsyncKind::MigrationIn.default_mask(),
+    );
+    domain
+        .run_async("arrive", kind, mask, step.deadline, work)
+        .await
 }
 
 /// Whether the journal says that the guest was taken here.
@@ -82,14 +119,30 @@ async fn was_taken(context: &Context, step: Step) -> Result<bool, Error> {
     Ok(record.is_some_and(|record| record.owner() == Owner::Destination))
 }
 
+/// Whether the QEMU there was brought up for a guest that arrives, and was not let run since.
+async fn is_arriving(domain: &Domain) -> bool {
+    let job = domain.0.noted().await.and_then(|record| record.job);
+    job.is_some_and(|job| job.work == Work::MigrationIn)
+}
+
 async fn see(mut op: Op, was_taken: bool) -> Result<CopyState, Error> {
     if op.domain().0.live().is_none() {
         return Ok(CopyState::Gone(Ran::Maybe));
     }
     if !was_taken {
-        // A copy that recovery has not reached yet, or another guest of the same identity: neither is to be touched.
-        let text = "a QEMU is there that this migration did not hand over";
-        return Err(Cause::State(text.into()).into());
+        if !is_arriving(op.domain()).await {
+            // Another guest of the same identity is not to be touched.
+            let text = "a QEMU is there that this migration did not hand over";
+            return Err(Cause::State(text.into()).into());
+        }
+        let info = op.monitor()?.execute(command::QueryMigrate).await?;
+        return Ok(match info.status {
+            Some(MigrationStatus::Completed) => CopyState::Complete,
+            Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+                CopyState::Gone(Ran::Never)
+            }
+            _ => CopyState::Incoming,
+        });
     }
     let status = op.monitor()?.execute(command::QueryStatus).await?.status;
     Ok(match status {

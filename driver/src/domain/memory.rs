@@ -95,6 +95,16 @@ impl Inner {
         }
     }
 
+    /// Nothing is to be finished or undone any more, whoever began it.
+    pub(crate) async fn work_is_over(&self) -> Result<(), Cause> {
+        let noted = self.note(|record| {
+            if let Some(record) = record {
+                record.job = None;
+            }
+        });
+        noted.await
+    }
+
     /// Nothing is left of the guest: its directory goes, and then what is written of it.
     pub(crate) async fn forget_guest(&self) {
         let directory = self.run_dir();

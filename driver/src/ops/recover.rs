@@ -21,7 +21,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use job_core::{AsyncJob, AsyncKind, AsyncRecord, GoneWhy, Guard, KindSet, Label};
 use monitor_qmp::command::{self, RunState};
-use remote_migrate::{Owner, Side};
+use remote_migrate::{DestinationStage, Owner, Record, Side};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -77,7 +77,7 @@ pub enum Became {
     Finished,
     /// The job was undone, as if it had never begun.
     Undone,
-    /// It is left as it was found: another host may have it. Its migration is to be recovered or resolved.
+    /// It is left as it was found: another host may have it. Its migration is taken up again, or to be resolved.
     InDoubt,
     /// Its QEMU runs and cannot be reached, for this reason. That is tried again.
     Unreachable(String),
@@ -108,6 +108,18 @@ impl Recoveries {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// A migration that was in doubt is settled.
+    pub(crate) fn settled(&self, recovered: Recovered) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |known: &&mut Recovered| {
+            known.uuid == recovered.uuid && known.became == Became::InDoubt
+        };
+        match all.iter_mut().find(is_it) {
+            Some(known) => *known = recovered,
+            None => all.push(recovered),
+        }
     }
 
     fn add(&self, recovered: Recovered) {
@@ -338,7 +350,7 @@ async fn remains(work: Option<&Work>, action: Action) -> Result<Became, Error> {
     Ok(match action {
         Action::Saved => Became::Finished,
         Action::Unborn => Became::Undone,
-        Action::Unsettled => Became::InDoubt,
+        Action::Unsettled | Action::Taken => Became::InDoubt,
         _ => Became::Ended,
     })
 }
@@ -366,23 +378,31 @@ async fn findings(domain: &Domain, work: Option<&Work>, is_there: bool) -> Resul
         }
         _ => None,
     };
-    let (was_taken, is_leaving) = match work {
+    let (is_arriving, was_taken, is_leaving) = match work {
         Some(Work::MigrationIn | Work::MigrationOut) => {
             let records = domain.0.context.migrations().await?;
-            let has = |side, owned: bool| {
-                records.iter().any(|record| {
-                    record.domain() == domain.uuid()
-                        && record.side() == side
-                        && (!owned || record.owner() == Owner::Destination)
-                })
+            let mut mine = records
+                .iter()
+                .filter(|record| record.domain() == domain.uuid());
+            let arrives = |record: &Record| match record {
+                Record::Destination(record) => record.stage != DestinationStage::Preparing,
+                Record::Source(_) => false,
             };
-            (has(Side::Destination, true), has(Side::Source, false))
+            let owns = |record: &Record| {
+                record.side() == Side::Destination && record.owner() == Owner::Destination
+            };
+            (
+                mine.clone().any(arrives),
+                mine.clone().any(owns),
+                mine.any(|record| record.side() == Side::Source),
+            )
         }
-        _ => (false, false),
+        _ => (false, false, false),
     };
     Ok(Findings {
         is_there,
         file,
+        is_arriving,
         was_taken,
         is_leaving,
     })
@@ -431,7 +451,7 @@ async fn settle(op: &mut AsyncOp, live: &Arc<Live>) -> Result<Became, Error> {
             Became::Undone
         }
         Action::LeavePaused => Became::Finished,
-        Action::Unsettled => Became::InDoubt,
+        Action::Unsettled | Action::Taken => Became::InDoubt,
         _ => Became::Kept,
     };
     if !matches!(action, Action::EndSaved | Action::EndUnborn) {
@@ -440,15 +460,10 @@ async fn settle(op: &mut AsyncOp, live: &Arc<Live>) -> Result<Became, Error> {
         });
     }
     // The job may be one that an earlier driver began: what is written of it goes by what it is, not by this op.
-    // A guest that was taken is ours for good, and what is still to be said of it is the journal's. One that leaves stays
-    // written down until it is settled.
-    if !(action == Action::Unsettled && work == Some(Work::MigrationOut)) {
-        let over = domain.0.note(|record| {
-            if let Some(record) = record {
-                record.job = None;
-            }
-        });
-        over.await?;
+    // One that moves stays written down until it is settled.
+    let moves = matches!(work, Some(Work::MigrationOut | Work::MigrationIn));
+    if !(action == Action::Unsettled && moves) {
+        domain.0.work_is_over().await?;
     }
     Ok(became)
 }

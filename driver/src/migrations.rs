@@ -1,0 +1,158 @@
+//! Migrations that are not settled on both sides, for an operator: which there are, and a ruling where nobody can be asked.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use job_core::Label;
+use remote_migrate::verdict::Ruling;
+use remote_migrate::{MigrationId, Owner, Phase, Record, Side};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::domain::Domain;
+use crate::driver::Driver;
+use crate::error::{Cause, Error};
+use crate::ops::migrate::resolve_bygone;
+use crate::ops::{Call, Deadline};
+use crate::settling::{address, is_under_way};
+
+/// A migration that is not settled on both sides.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenMigration {
+    /// Which one.
+    pub id: MigrationId,
+    /// Which side of it is here.
+    pub side: Side,
+    /// The guest.
+    pub uuid: Uuid,
+    /// What the guest is called, if it is known here.
+    pub name: Option<Label>,
+    /// How far it came, as far as this side knows.
+    pub phase: Phase,
+    /// Whom this side takes for the owner.
+    pub owner: Owner,
+    /// Where the other daemon is, in the words that were kept of it; none were, if it is empty.
+    pub peer: Arc<str>,
+    /// Since when this driver knows of it.
+    pub since: SystemTime,
+    /// What happens with it.
+    pub next: Next,
+}
+
+/// What happens with an open migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Next {
+    /// It is under way here, under a job. [`Domain::cancel_job`] turns it back as long as that is possible.
+    UnderWay,
+    /// The other daemon is asked, after so long at most. An operator who knows what became of it may rule instead:
+    /// [`Driver::resolve_migration`].
+    Asked {
+        /// So long.
+        within: Duration,
+    },
+    /// No way to the other daemon is known here. It may ask by itself once it is back; else an operator rules.
+    Waits,
+}
+
+impl Driver {
+    /// The migrations that are not settled on both sides, those that are under way among them.
+    ///
+    /// # Errors
+    ///
+    /// [`State`](crate::ErrorKind::State) if the journal cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn migrations(&self) -> Result<Vec<OpenMigration>, Error> {
+        let context = self.context();
+        let records = context.migrations().await;
+        let records = records.map_err(|cause| Error::new("list migrations", None, cause))?;
+        let now = Instant::now();
+        let row = |record: &Record| {
+            let entry = context.settling.entry(record);
+            let peer = address(record).clone();
+            let next = if is_under_way(context, record) {
+                Next::UnderWay
+            } else if peer.is_empty() || (context.find_peer)(&peer).is_none() {
+                Next::Waits
+            } else {
+                let at = entry.map_or(now, |entry| entry.next);
+                Next::Asked {
+                    within: at.saturating_duration_since(now),
+                }
+            };
+            let phase = match record {
+                Record::Source(record) => record.stage.phase(),
+                Record::Destination(record) => record.stage.phase(),
+            };
+            let domain = context.registry.by_uuid(record.domain());
+            OpenMigration {
+                id: record.migration(),
+                side: record.side(),
+                uuid: record.domain(),
+                name: domain.map(|domain| domain.name.clone()),
+                phase,
+                owner: record.owner(),
+                peer,
+                since: entry.map_or_else(SystemTime::now, |entry| entry.since),
+                next,
+            }
+        };
+        Ok(records.iter().map(row).collect())
+    }
+
+    /// Decides an open migration by the word of an operator, who knows what became of the other side. If that is not true,
+    /// the guest runs twice or is lost. Yields the owner that follows, if the migration is remembered still: until the other
+    /// side was told.
+    ///
+    /// Refused as [`State`](crate::ErrorKind::State) if this side has no such migration.
+    pub fn resolve_migration(
+        &self,
+        id: MigrationId,
+        side: Side,
+        ruling: Ruling,
+    ) -> Call<Option<Owner>> {
+        let driver = self.clone();
+        Call::new(self.context().defaults.long, move |deadline| async move {
+            let ruled = driver.rule(id, side, ruling, deadline).await;
+            ruled.map_err(|error| error.retold("resolve migration"))
+        })
+    }
+
+    async fn rule(
+        &self,
+        id: MigrationId,
+        side: Side,
+        ruling: Ruling,
+        deadline: Deadline,
+    ) -> Result<Option<Owner>, Error> {
+        let context = self.context();
+        let records = context.migrations().await?;
+        let is_it = |record: &&Record| record.migration() == id && record.side() == side;
+        let record = records
+            .iter()
+            .find(is_it)
+            .ok_or_else(|| Cause::State(format!("no migration {id} is open here as its {side}")))?;
+        let domain = context.registry.by_uuid(record.domain()).map(Domain);
+        let owner = match (side, domain) {
+            (Side::Source, Some(domain)) => {
+                let ruled = domain.resolve_migration(ruling).until(deadline).await?;
+                Some(ruled.owner)
+            }
+            (Side::Source, None) => {
+                let ruled = resolve_bygone(context, id, ruling).await;
+                Some(ruled.map_err(Cause::Migrate)?.owner)
+            }
+            (Side::Destination, _) => {
+                let ruled = self.destination().resolve(id, ruling, deadline).await;
+                ruled.map_err(Cause::Migrate)?.owner
+            }
+        };
+        // The other side is still to be told.
+        context.settling.left(record.domain());
+        Ok(owner)
+    }
+}

@@ -1,0 +1,38 @@
+//! The local steps of a guest that left, where nothing is known of it any more but its migration: the host was started
+//! anew, or the guest was one that is not kept.
+
+use async_trait::async_trait;
+use remote_migrate::source::Outcome;
+use remote_migrate::verdict::GuestState;
+use remote_migrate::{Begun, HostError, Meter, Prepared, Ran, SourceHost, Step};
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::ops::start::refuse_if_running;
+
+pub(crate) struct Bygone<'a>(pub(crate) &'a Context);
+
+#[async_trait]
+impl SourceHost for Bygone<'_> {
+    async fn begin(&self, _step: Step) -> Result<Begun, HostError> {
+        Err(HostError::new("it is not known here"))
+    }
+
+    async fn perform(&self, _step: Step, _to: &Prepared, _: &Meter) -> Result<(), HostError> {
+        Err(HostError::new("it is not known here"))
+    }
+
+    async fn confirm(&self, _step: Step, _outcome: Outcome) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn inspect(&self, step: Step) -> Result<GuestState, HostError> {
+        // Nobody wrote of a QEMU. One that is there all the same is not to be taken for gone.
+        let directory = self.0.run_dir.join(step.domain.to_string());
+        let socket = directory.join("monitor.sock");
+        let running = refuse_if_running(&socket).await.map_err(Error::from);
+        running.map_err(HostError::new)?;
+        // How far it ran on its own before it died is not known.
+        Ok(GuestState::Gone(Ran::Maybe))
+    }
+}

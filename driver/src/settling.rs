@@ -1,0 +1,311 @@
+//! The task that brings migrations to an end that were left open.
+//!
+//! A migration is open while the journal has a record of it. One that nobody is at any more, since a daemon died or a link
+//! broke, is taken up again here, on either side, for as long as the driver runs: the other daemon is found by the words
+//! that were kept of it, and asked. Nothing follows from its silence but that it is asked again, later each time.
+//!
+//! Decides nothing: the phases do. Knows no transport: [`Builder::peers`](crate::Builder::peers) does.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use job_core::Label;
+use remote_migrate::{
+    Answer, Destination, DestinationRecord, Limits, MigrationId, Peer, PeerError, Record, Request,
+    Side, SourceRecord,
+};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::domain::Domain;
+use crate::error::{Cause, Error};
+use crate::events::{News, What};
+use crate::ops::migrate::recover_bygone;
+use crate::ops::{Became, Recovered};
+
+/// Between two tries, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long one try may take: a QEMU may have to be ended.
+const TRY: Duration = Duration::from_secs(60);
+/// How many are taken up side by side; a host that is back finds many open at once.
+const SIDE_BY_SIDE: usize = 16;
+
+/// Finds the daemon of those words.
+pub(crate) type FindPeer = Box<dyn Fn(&str) -> Option<Arc<dyn Peer>> + Send + Sync>;
+
+/// What is remembered of the open migrations, beside the journal.
+#[derive(Default)]
+pub(crate) struct Settling {
+    open: Mutex<HashMap<Key, Entry>>,
+    changed: Notify,
+}
+
+type Key = (MigrationId, Side);
+
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) since: SystemTime,
+    /// When it is taken up next, unless somebody is at it then.
+    pub(crate) next: Instant,
+    uuid: Uuid,
+    pause: Duration,
+    /// Its end is news: it was left open, and not by somebody who was told.
+    is_news: bool,
+}
+
+impl Settling {
+    /// A guest arrives or has arrived.
+    pub(crate) fn arriving(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Nobody is at a migration of that guest any more. If it is open still, it is taken up soon.
+    pub(crate) fn left(&self, uuid: Uuid) {
+        self.with(|open| {
+            for entry in open.values_mut().filter(|entry| entry.uuid == uuid) {
+                entry.pause = FIRST_PAUSE;
+                entry.next = Instant::now() + FIRST_PAUSE;
+            }
+        });
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn entry(&self, record: &Record) -> Option<Entry> {
+        self.with(|open| open.get(&key(record)).copied())
+    }
+
+    fn with<R>(&self, change: impl FnOnce(&mut HashMap<Key, Entry>) -> R) -> R {
+        change(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn key(record: &Record) -> Key {
+    (record.migration(), record.side())
+}
+
+/// Whether somebody is at it: then it is theirs to bring on.
+pub(crate) fn is_under_way(context: &Context, record: &Record) -> bool {
+    let domain = context.registry.by_uuid(record.domain());
+    domain.is_some_and(|domain| domain.scheduler.snapshot().asynchronous.is_some())
+}
+
+/// Where the other side is, in the words that were kept of it.
+pub(crate) fn address(record: &Record) -> &Arc<str> {
+    match record {
+        Record::Source(record) => &record.peer,
+        Record::Destination(record) => &record.home,
+    }
+}
+
+/// Takes up what is open, until the driver parts.
+pub(crate) async fn settle(context: Arc<Context>, destination: Destination) {
+    let parting = context.parting.clone();
+    let settling = async {
+        // What became of the guests of an earlier daemon must be known first.
+        context.recoveries.wait().await;
+        let mut is_first = true;
+        loop {
+            let next = round(&context, &destination, is_first).await;
+            is_first = false;
+            let time = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = time => {}
+                () = context.settling.changed.notified() => {}
+            }
+        }
+    };
+    parting.run_until_cancelled(settling).await;
+}
+
+/// Takes up those whose time has come. Yields when the next one's comes.
+async fn round(
+    context: &Arc<Context>,
+    destination: &Destination,
+    is_first: bool,
+) -> Option<Instant> {
+    let began = Instant::now();
+    let Some(records) = listed(context, is_first).await else {
+        return Some(began + LONGEST_PAUSE);
+    };
+    let is_due = |record: &Record| {
+        let entry = context.settling.entry(record);
+        let is_time = entry.is_some_and(|entry| entry.next <= began);
+        // A guest that arrives is held by its own job for as long as its source may come.
+        is_time && (record.side() == Side::Destination || !is_under_way(context, record))
+    };
+    let due = records.into_iter().filter(is_due);
+    let mut tries: Vec<_> = due
+        .map(|record| take_up(context, destination, record))
+        .collect();
+    if !tries.is_empty() {
+        let tries = futures::stream::iter(tries.drain(..)).buffer_unordered(SIDE_BY_SIDE);
+        tries.collect::<Vec<()>>().await;
+        listed(context, false).await;
+    }
+    context.settling.with(|open| {
+        for entry in open.values_mut().filter(|entry| entry.next <= began) {
+            entry.next = Instant::now() + entry.pause;
+            entry.pause = (entry.pause * 2).min(LONGEST_PAUSE);
+        }
+        open.values().map(|entry| entry.next).min()
+    })
+}
+
+/// The records there are. One that is new is remembered, and the end of one that was left open is told.
+async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
+    let records = match context.journal.list().await {
+        Ok(records) => records,
+        Err(error) => {
+            warn!(%error, "the journal of migrations cannot be read, so none is taken up");
+            return None;
+        }
+    };
+    let now = Instant::now();
+    let gone: Vec<(Key, Entry)> = context.settling.with(|open| {
+        for record in &records {
+            open.entry(key(record)).or_insert_with(|| Entry {
+                since: SystemTime::now(),
+                next: if is_first { now } else { now + LONGEST_PAUSE },
+                uuid: record.domain(),
+                pause: FIRST_PAUSE,
+                is_news: is_first,
+            });
+        }
+        let is_gone =
+            |known: &Key, _: &mut Entry| !records.iter().any(|record| key(record) == *known);
+        open.extract_if(is_gone).collect()
+    });
+    for ((id, side), entry) in gone {
+        if entry.is_news {
+            tell(context, id, side, entry.uuid);
+        }
+    }
+    Some(records)
+}
+
+async fn take_up(context: &Arc<Context>, destination: &Destination, record: Record) {
+    let peer = address(&record);
+    let peer = (!peer.is_empty())
+        .then(|| (context.find_peer)(peer))
+        .flatten();
+    let (id, side) = key(&record);
+    let tried = match &record {
+        Record::Source(record) => {
+            context.settling.with(|open| {
+                if let Some(entry) = open.get_mut(&(id, side)) {
+                    entry.is_news = true;
+                }
+            });
+            ask_there(context, record, peer).await
+        }
+        Record::Destination(record) => ask_home(destination, record, peer).await,
+    };
+    if let Err(error) = tried {
+        let error = format!("{error:#}");
+        info!(migration = %id, %side, domain = %record.domain(), error, "a migration stays open");
+    }
+}
+
+/// One try on the side of the source. What can be done here without the other side is done, whether it answers or not.
+async fn ask_there(
+    context: &Arc<Context>,
+    record: &SourceRecord,
+    peer: Option<Arc<dyn Peer>>,
+) -> Result<(), Error> {
+    let peer = peer.unwrap_or_else(|| Arc::new(Unknown));
+    // The job is not held between two tries.
+    let limits = Limits {
+        patience: Duration::ZERO,
+        ..Limits::default()
+    };
+    match context.registry.by_uuid(record.domain).map(Domain) {
+        Some(domain) => {
+            let recovered = domain.recover_within(peer, limits).deadline(TRY);
+            recovered.await.map(drop)
+        }
+        None => {
+            let recovered = recover_bygone(context, record.migration, &*peer, limits).await;
+            let failed = |error| Error::new("settle-migration", None, Cause::Migrate(error));
+            recovered.map(drop).map_err(failed)
+        }
+    }
+}
+
+/// One try on the side of the destination.
+async fn ask_home(
+    destination: &Destination,
+    record: &DestinationRecord,
+    peer: Option<Arc<dyn Peer>>,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + TRY;
+    let reconciled = destination.reconcile(record.migration, peer.as_deref(), deadline);
+    let failed = |error| Error::new("settle-migration", None, Cause::Migrate(error));
+    reconciled.await.map(drop).map_err(failed)
+}
+
+/// A daemon that nobody here knows how to find.
+struct Unknown;
+
+#[async_trait]
+impl Peer for Unknown {
+    async fn ask(&self, _request: Request, _: Instant) -> Result<Answer, PeerError> {
+        Err(PeerError::not_sent("nobody here knows where it is"))
+    }
+}
+
+/// A migration that was left open is settled on both sides.
+fn tell(context: &Arc<Context>, id: MigrationId, side: Side, uuid: Uuid) {
+    let domain = context.registry.by_uuid(uuid).map(Domain);
+    let is_here = domain
+        .as_ref()
+        .is_some_and(|domain| domain.0.live().is_some());
+    let has_moved = domain
+        .as_ref()
+        .is_some_and(|domain| domain.records().moved_away);
+    let became = match side {
+        Side::Source if is_here => Became::Undone,
+        Side::Source if has_moved => Became::Finished,
+        Side::Destination if is_here => Became::Finished,
+        Side::Destination => Became::Undone,
+        Side::Source => Became::Ended,
+    };
+    let job: Label = match side {
+        Side::Source => "migration-out",
+        Side::Destination => "migration-in",
+    }
+    .into();
+    info!(migration = %id, %side, domain = %uuid, ?became, "a migration is settled");
+    let name = match &domain {
+        Some(domain) => domain.0.name.clone(),
+        None => uuid.to_string().into(),
+    };
+    let recovered = Recovered {
+        name: name.clone(),
+        uuid: Some(uuid),
+        job: Some(job),
+        became,
+    };
+    context.recoveries.settled(recovered.clone());
+    let what = What::Recovered(recovered);
+    match domain {
+        Some(domain) => domain.0.tell(what),
+        None => context.log.push(Arc::new(News {
+            uuid,
+            name,
+            at: SystemTime::now(),
+            what,
+        })),
+    }
+}

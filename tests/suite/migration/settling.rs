@@ -1,0 +1,188 @@
+//! Migrations that were left open come to an end: by themselves where the daemons find each other again, by an operator's
+//! word where they never will.
+
+use std::future::{IntoFuture, pending};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use driver::{Became, Driver, MigrateOptions, Next, Notice, Run, What};
+use remote_migrate::verdict::Ruling;
+use remote_migrate::{Answer, Call, Destination, Owner, Peer, PeerError, Request, Service, Side};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::restart::{Daemon, Deaf, Town, begins_to_move, counts_on};
+use super::{SECOND, is_performing, slow};
+use crate::rig::{Rig, Signal, boot, kill};
+
+fn between_both() -> MigrateOptions {
+    MigrateOptions {
+        there: Some("there".into()),
+        home: Some("home".into()),
+        ..MigrateOptions::default()
+    }
+}
+
+/// Waits until a driver has told that a migration that was left open is settled.
+async fn settled(driver: &Driver) -> Became {
+    let told = driver.recovered(Instant::now() + 40 * SECOND).await;
+    let mut events = driver.subscribe();
+    let told = told.expect("all were looked at").remove(0).became;
+    if told != Became::InDoubt {
+        return told;
+    }
+    let telling = async {
+        loop {
+            if let Notice::News { news, .. } = events.next().await
+                && let What::Recovered(recovered) = &news.what
+                && recovered.became != Became::InDoubt
+            {
+                return recovered.became.clone();
+            }
+        }
+    };
+    let told = timeout_at(Instant::now() + 40 * SECOND, telling).await;
+    told.expect("it is settled by itself")
+}
+
+pub(super) async fn a_source_that_is_back_settles_by_itself_what_it_left(rig: Rig) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let town = Town::default();
+    let here = Daemon::in_town(&rig.env, dir.path(), town.clone()).await;
+    let there = Deaf::new(&rig);
+    let answered = there.answered.clone();
+    let domain = begins_to_move(&here, &rig, there, between_both()).await;
+    let uuid = domain.uuid();
+    drop(domain);
+    answered.notified().await;
+    let here = here.again(&rig.env, dir.path()).await;
+    // The link is down still: what is known is told, and nothing follows from silence.
+    let all = here.driver.recovered(Instant::now() + 40 * SECOND).await;
+    assert_eq!(all.expect("all were looked at")[0].became, Became::InDoubt);
+    let open = here.driver.migrations().await.expect("it can be read");
+    assert_eq!((open.len(), open[0].side), (1, Side::Source));
+    assert_eq!((open[0].owner, &*open[0].peer), (Owner::InDoubt, "there"));
+    let web = here.driver.by_uuid(uuid).expect("it is known");
+    assert!(!web.observed().run.is_running());
+
+    town.enter("there", rig.driver.destination(), &Handle::current());
+    assert_eq!(settled(&here.driver).await, Became::Finished);
+    let is_off = |seen: &driver::Observed| seen.run == Run::Off;
+    let off = web.wait_for(is_off, Instant::now() + 20 * SECOND).await;
+    off.expect("its QEMU here ends");
+    for driver in [&here.driver, &rig.driver] {
+        let open = driver.migrations().await.expect("it can be read");
+        assert!(open.is_empty(), "{open:?}");
+    }
+    let all = here.driver.recovered(Instant::now()).await;
+    assert_eq!(all.expect("all were looked at")[0].became, Became::Finished);
+    let moved = rig.driver.by_uuid(uuid).expect("it is there");
+    assert!(moved.query_status().await.expect("it answers").running);
+    counts_on(&rig).await;
+}
+
+/// The way to the daemon that lives there, if one does.
+struct Way {
+    town: Town,
+}
+
+#[async_trait]
+impl Peer for Way {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        match self.town.find("there") {
+            Some(there) => there.ask(request, deadline).await,
+            None => Err(PeerError::not_sent("its daemon is dead")),
+        }
+    }
+}
+
+pub(super) async fn a_destination_that_is_back_discards_by_itself_what_its_source_kept(rig: Rig) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let town = Town::default();
+    let there = Daemon::in_town(&rig.env, dir.path(), town.clone()).await;
+    town.enter(
+        "there",
+        there.driver.destination(),
+        there.runtime().handle(),
+    );
+    town.enter("home", rig.driver.destination(), &Handle::current());
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let options = MigrateOptions {
+        bandwidth: slow().bandwidth,
+        ..between_both()
+    };
+    let way = Arc::new(Way { town: town.clone() });
+    let moving = tokio::spawn(domain.migrate(way, options).into_future());
+    assert!(is_performing(&domain).await);
+    town.leave("there");
+    there.die().await;
+    domain.cancel_job("test").expect("it can be cancelled");
+    let running = |seen: &driver::Observed| seen.run.is_running();
+    let runs = domain.wait_for(running, Instant::now() + 20 * SECOND);
+    runs.await.expect("it goes on here");
+
+    // It is not told: it asks.
+    let there = Daemon::in_town(&rig.env, dir.path(), town).await;
+    let became = settled(&there.driver).await;
+    assert!(
+        matches!(became, Became::Undone | Became::Ended),
+        "{became:?}"
+    );
+    let open = there.driver.migrations().await.expect("it can be read");
+    assert!(open.is_empty(), "{open:?}");
+    if let Some(copy) = there.driver.by_uuid(domain.uuid()) {
+        assert_eq!(copy.observed().run, Run::Off);
+    }
+    moving.abort();
+    counts_on(&rig).await;
+}
+
+/// The way to a daemon that is never asked to take the guest: the source dies before.
+struct Unasked {
+    there: Destination,
+    reached: Notify,
+}
+
+#[async_trait]
+impl Peer for Unasked {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        if request.call == Call::Finish {
+            self.reached.notify_one();
+            return pending().await;
+        }
+        Ok(self.there.serve(request, deadline).await)
+    }
+}
+
+pub(super) async fn an_operator_lets_a_complete_copy_run_whose_source_is_fenced(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let peer = Arc::new(Unasked {
+        there: there.driver.destination(),
+        reached: Notify::new(),
+    });
+    tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
+    peer.reached.notified().await;
+    // Its host is off now.
+    kill(
+        domain.observed().pid.expect("it has a process"),
+        Signal::KILL,
+    );
+    let open = there.driver.migrations().await.expect("it can be read");
+    assert_eq!((open.len(), open[0].side), (1, Side::Destination));
+    assert_eq!((open[0].owner, &*open[0].peer), (Owner::Source, "home"));
+    assert_ne!(
+        open[0].next,
+        Next::Asked {
+            within: std::time::Duration::ZERO
+        }
+    );
+    let ruled = there
+        .driver
+        .resolve_migration(open[0].id, Side::Destination, Ruling::PeerFenced);
+    assert_eq!(ruled.await.expect("it is done"), Some(Owner::Destination));
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    assert!(moved.query_status().await.expect("it answers").running);
+    counts_on(&rig).await;
+}
