@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::access::Monitor;
 use crate::devices;
-use crate::error::{Cause, Error, io};
+use crate::error::{Cause, Error, ErrorKind, io};
 use crate::guest::DiskFormat;
 use crate::ops::job_watch::JobWatch;
 use crate::ops::save::blocking;
@@ -62,6 +62,32 @@ pub(crate) async fn remove_node(monitor: &Monitor<'_>, node: &str) -> Result<(),
     let node_name = node.to_owned();
     let removed = monitor.execute(command::BlockdevDel { node_name });
     removed.await.map(drop)
+}
+
+/// Removes all nodes of a disk that no device uses any more, those on top first.
+pub(crate) async fn remove_nodes_of(monitor: &Monitor<'_>, disk: &str) -> Result<(), Error> {
+    loop {
+        let mine: Vec<_> = nodes(monitor)
+            .await?
+            .into_iter()
+            .filter_map(|node| node.node_name)
+            .filter(|node| devices::is_node_of(node, disk))
+            .collect();
+        let (mut removed, mut refused) = (0, None);
+        for node in &mine {
+            match remove_node(monitor, node).await {
+                Ok(()) => removed += 1,
+                // Another one lies on top of it, and goes first.
+                Err(error) if error.kind() == ErrorKind::Refused => refused = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match refused {
+            None => return Ok(()),
+            Some(error) if removed == 0 => return Err(error),
+            Some(_) => {}
+        }
+    }
 }
 
 /// An image to be made.

@@ -40,6 +40,12 @@ pub(crate) fn fresh_node(disk: &str, taken: impl Fn(&str) -> bool) -> String {
         .expect("numbers do not run out")
 }
 
+/// Whether the node is one of the disk of that name, at it or behind it.
+pub(crate) fn is_node_of(node: &str, disk: &str) -> bool {
+    node.strip_prefix(disk)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// The device of the card of that name.
 pub(crate) fn card_device(network: &str) -> String {
     format!("{network}-card")

@@ -23,6 +23,7 @@ use crate::error::{Cause, Error};
 use crate::events::{Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
+use crate::ops::parts::Worker;
 use crate::records::Running;
 pub(crate) use leases::Leases;
 pub(crate) use live::{Live, SERIAL, STDERR, resync};
@@ -52,6 +53,8 @@ pub(crate) struct Inner {
     /// The description in it, for those who ask without waiting.
     description: Arc<Mutex<Option<Arc<Guest>>>>,
     log: Arc<Log>,
+    /// What is left to do with parts that came or went.
+    pub(crate) worker: Worker,
 }
 
 /// Definition and intent.
@@ -254,6 +257,7 @@ impl Inner {
             running: Arc::default(),
             description: Arc::default(),
             log: Arc::new(Log::new(DOMAIN_LOG)),
+            worker: Worker::default(),
         })
     }
 

@@ -10,6 +10,7 @@ use job_core::{GoneWhy, Kind, Label, Outcome, Progress};
 use uuid::Uuid;
 
 use crate::ops::Recovered;
+use crate::parts::PartKind;
 
 pub(crate) use log::Log;
 pub use log::{Notice, Subscription};
@@ -66,6 +67,20 @@ pub enum What {
         owner: Label,
         /// How it ended.
         outcome: Outcome,
+    },
+    /// A part was plugged in.
+    Plugged {
+        /// What kind of part.
+        kind: PartKind,
+        /// Its name.
+        name: Label,
+    },
+    /// A part is gone from the guest, and cleaned up.
+    Unplugged {
+        /// What kind of part.
+        kind: PartKind,
+        /// Its name.
+        name: Label,
     },
     /// The guest is gone.
     Gone {

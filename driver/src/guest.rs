@@ -209,7 +209,6 @@ impl Guest {
     }
 
     /// The first slot that nothing is plugged into.
-    #[cfg_attr(not(test), expect(dead_code, reason = "hot-plug is built on it next"))]
     pub(crate) fn free_slot(&self) -> Option<u8> {
         (0..self.places()).find(|slot| self.taken_slots().all(|taken| taken != *slot))
     }

@@ -42,6 +42,8 @@
 //! - A call that is dropped before its job is granted leaves no trace; after that its work goes on to its end on a task
 //!   of its own, since a job must not end while its command is inside QEMU.
 //! - [`Observed`] is written by what was seen only, [`Records`] only under a job.
+//! - A guest that is asked to let go of a disk or a card is waited for without a job; whenever it does, nothing of the part
+//!   is left ([`Domain::unplug_disk`]).
 //! - When QEMU dies, all who wait or hold are told [`Gone`](ErrorKind::Gone), with the reason, and no guard of the old
 //!   guest can touch the next.
 //! - [`Domain::destroy`] takes no job: nothing that is stuck is in its way.
@@ -110,6 +112,7 @@ mod logs;
 mod made;
 mod migrations;
 mod ops;
+mod parts;
 mod process;
 mod qemu_job;
 mod records;
@@ -143,6 +146,7 @@ pub use ops::{
     AgentOp, AsyncOp, Became, Call, Deadline, DumpFormat, Dumped, FreezeOptions, MigrateOptions,
     Op, Recovered, SaveOptions, Saved, StartOptions,
 };
+pub use parts::{PartKind, Scope};
 pub use process::{Exit, Launch, Launcher, Plain, Process};
 pub use serve::Door;
 pub use stats::{Stats, StatsRow};

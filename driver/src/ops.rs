@@ -26,15 +26,13 @@ mod held;
 pub(crate) mod job_watch;
 mod lent;
 pub(crate) mod migrate;
+pub(crate) mod parts;
+pub(crate) mod plug;
 pub(crate) mod recover;
 mod remove;
 mod run_state;
 pub(crate) mod save;
 pub(crate) mod start;
-#[expect(
-    dead_code,
-    reason = "hot-plug, block jobs and snapshots are built on it next"
-)]
 pub(crate) mod visit;
 
 use std::sync::PoisonError;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::guest::Guest;
 use crate::made::Made;
+use crate::parts::Moving;
 
 /// The version of all records. One more whenever an older daemon could misread what a newer one wrote; each version reads
 /// what earlier ones wrote, by what the members say when they are left out.
@@ -36,6 +37,9 @@ pub(crate) struct Running {
     /// Whether they are an earlier driver's, which will not thaw them any more.
     #[serde(skip)]
     pub(crate) is_thaw_due: bool,
+    /// The parts that are being plugged in or out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) moving: Vec<Moving>,
 }
 
 /// Which process it is, so that no other is taken for it.
@@ -189,6 +193,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::{Network, NetworkBackend};
+    use crate::parts::{Part, Scope, Way};
 
     fn running() -> Running {
         Running {
@@ -211,6 +217,11 @@ mod tests {
             }),
             freezes: Vec::new(),
             is_thaw_due: false,
+            moving: vec![Moving {
+                part: Part::Network(Network::new("lan", NetworkBackend::User)),
+                way: Way::Out,
+                scope: Scope::LiveAndDefinition,
+            }],
         }
     }
 

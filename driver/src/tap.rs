@@ -4,20 +4,23 @@
 )]
 //! Opening a tap device that somebody else made, for QEMU to be given: it may not open one itself, nor run a script.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 
 use crate::error::{Cause, io as failed_to};
 
 /// Opens the tap device of that name. Never makes one: one that comes into being without bridge and rules would look
 /// connected and not be.
 pub(crate) fn open(interface: &str) -> Result<OwnedFd, Cause> {
-    let known = Path::new("/sys/class/net")
-        .join(interface)
-        .join("tun_flags");
-    std::fs::metadata(&known).map_err(failed_to("find the tap device", known))?;
+    let name = CString::new(interface)
+        .map_err(|_| Cause::BadRequest(format!("{interface:?} contains a zero byte")))?;
+    // SAFETY: the name is a string with its final zero, which the call only reads.
+    if unsafe { libc::if_nametoindex(name.as_ptr()) } == 0 {
+        let error = io::Error::last_os_error();
+        return Err(failed_to("find the tap device", interface)(error));
+    }
     let path = "/dev/net/tun";
     let tun = OpenOptions::new().read(true).write(true).open(path);
     let tun = tun.map_err(failed_to("open", path))?;

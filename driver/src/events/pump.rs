@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use agent_qga::Signal;
-use monitor_qmp::{Closed, Event, EventSink, Health, QmpEvent};
+use monitor_qmp::{Closed, DevicePath, Event, EventSink, Health, QmpEvent};
 
 use crate::domain::state::Observation;
 use crate::domain::{Inner, Live, resync};
@@ -37,6 +37,13 @@ impl EventSink for Pump {
             agent.note(signal);
         }
         domain.tell(What::Qemu(Arc::new(event)));
+        // Those without an id are inner ones, whose outer one follows.
+        if let QmpEvent::DeviceDeleted(DevicePath {
+            device: Some(_), ..
+        }) = typed
+        {
+            domain.settle_parts();
+        }
     }
 
     fn health(&mut self, health: Health) {

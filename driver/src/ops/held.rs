@@ -232,6 +232,7 @@ impl AsyncOp {
             job: Some(self.interrupted(work)),
             freezes: Vec::new(),
             is_thaw_due: false,
+            moving: Vec::new(),
         };
         let noted = self.domain.0.note(move |place| *place = Some(record));
         Ok(noted.await?)

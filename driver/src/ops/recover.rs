@@ -185,6 +185,8 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
         let _late = gone(&domain, &live, Instant::now() + ENDING).await;
     }
     tell(&domain, name, became.clone());
+    // Parts may have come or gone while no driver was there.
+    domain.0.settle_parts();
     if let Became::Unreachable(_) = became
         && let Some(live) = domain.0.live()
     {

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, io};
 use crate::ops::destroy::cleaned_up;
+use crate::ops::parts::{check_there, refuse_unsettled};
 use crate::ops::start::{as_it_runs, bring_up, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
 use crate::records::Work;
@@ -95,6 +96,7 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
         );
     }
     op.set_phase("preparing");
+    refuse_unsettled(op.domain()).await?;
     let status = op.monitor().await?.execute(command::QueryStatus).await?;
     let head = Head {
         guest: as_it_runs(op.domain()).await?,
@@ -108,12 +110,14 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
         was_running: head.was_running,
     };
     op.note_work(work).await?;
+    let guest = head.guest.clone();
     let file = Arc::new(blocking(move || SaveFile::create(&path, &head)).await?);
-    let written = write(&mut op, &file, options).await;
-    let written = match written {
-        Ok(()) => op.check_cancelled(),
-        Err(error) => Err(error),
+    let written = async {
+        write(&mut op, &file, options).await?;
+        check_there(&mut op, &guest).await?;
+        op.check_cancelled()
     };
+    let written = written.await;
     if let Err(error) = written {
         undo(&mut op, &file, status.running).await;
         return Err(error);

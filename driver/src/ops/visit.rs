@@ -5,6 +5,7 @@ use crate::domain::{Domain, Records};
 use crate::error::{Cause, Error};
 use crate::guest::Guest;
 use crate::ops::{AsyncOp, Deadline, Op};
+use crate::parts::Scope;
 use job_core::{BeginError, Guard, Stop, Token};
 
 /// An operation of several visits to the monitor.
@@ -88,15 +89,6 @@ impl Visits for AsyncOp {
     fn change_records<R>(&self, change: impl FnOnce(&mut Records) -> R) -> Result<R, Error> {
         self.with_state(change)
     }
-}
-
-/// Which description a change is written into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// That of the guest as it runs: its next start knows nothing of it.
-    Live,
-    /// And its definition, too.
-    LiveAndDefinition,
 }
 
 /// Changes the description of the guest as it runs, and in that scope its definition. Both are on the disk when this

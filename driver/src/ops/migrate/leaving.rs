@@ -18,6 +18,7 @@ use super::{Bring, MigrateOptions, Moving};
 use crate::domain::state::Run;
 use crate::error::{Cause, Error};
 use crate::ops::AsyncOp;
+use crate::ops::parts::refuse_unsettled;
 use crate::ops::start::as_it_runs;
 use crate::records::Work;
 
@@ -48,6 +49,9 @@ impl SourceHost for Leaving<'_> {
     async fn begin(&self, _step: Step) -> Result<Begun, HostError> {
         let mut op = self.op.lock().await;
         op.set_phase("begin");
+        refuse_unsettled(op.domain())
+            .await
+            .map_err(HostError::new)?;
         let guest = as_it_runs(op.domain()).await.map_err(HostError::new)?;
         op.note_work(Work::MigrationOut)
             .await

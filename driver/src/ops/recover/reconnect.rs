@@ -58,6 +58,7 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
         domain.0.tell(What::Started {
             generation: live.generation,
         });
+        domain.0.settle_parts();
         return Ok(());
     };
     let (name, kind) = (job.work.name(), kind(Some(&job.work)));
@@ -67,6 +68,7 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
     // Whatever other async job begins before this one is told to wait for it: there is one note.
     let settled = domain.run_async("recover", kind, KindSet::DESTROY_ONLY, deadline, work);
     tell(domain, Some(name.into()), settled.await?);
+    domain.0.settle_parts();
     Ok(())
 }
 
