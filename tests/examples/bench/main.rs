@@ -1,13 +1,17 @@
-//! How long does a driver take to tell everybody that a guest died, what does one stopped guest cost another, and how
-//! soon is a guest started and destroyed? Measured on real QEMUs without a system in them.
+//! How long does a driver take to tell everybody that a guest died, what does one stopped guest cost another, how soon is
+//! a guest started, destroyed and found again, and what do ten thousand domains cost?
 //!
 //! Called by `cargo xtask bench driver [--short]`, which sets where QEMU is.
 
+mod fakes;
 mod figures;
+mod fleet;
+mod life;
 #[path = "../../suite/rig.rs"]
 mod rig;
 
 use std::future::IntoFuture;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,7 +26,14 @@ const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let limit = fleet::raise_limit();
     let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if let [first, socket] = &arguments[..]
+        && first == "fakes"
+    {
+        fakes::serve(Path::new(socket)).await;
+        return ExitCode::SUCCESS;
+    }
     let (flags, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.starts_with('-'));
     let is_short = flags.iter().any(|flag| *flag == "--short");
     if names != ["driver"] {
@@ -38,9 +49,12 @@ async fn main() -> ExitCode {
     };
     let mut figures = Figures::new("driver");
     let rounds = if is_short { 5 } else { 25 };
+    // First, while this process has no memory to give back that it had for anything else.
+    fleet::run(&mut figures, limit, is_short).await;
     death(&env, &mut figures, rounds).await;
     silence(&env, &mut figures, if is_short { 300 } else { 3000 }).await;
-    life(&env, &mut figures, rounds).await;
+    life::run(&env, &mut figures, rounds).await;
+    life::restart(&env, &mut figures, if is_short { 20 } else { 100 }).await;
     if figures.end() {
         ExitCode::SUCCESS
     } else {
@@ -173,27 +187,6 @@ async fn silence(env: &Env, figures: &mut Figures, calls: usize) {
         ms(began.elapsed()),
         "ms",
         Bar::AtMost(10_000.0),
-    );
-}
-
-/// Start and destroy, without a guest's own boot in it.
-async fn life(env: &Env, figures: &mut Figures, rounds: usize) {
-    let rig = Rig::new(env);
-    let (mut starts, mut ends) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let began = Instant::now();
-        let domain = started(&rig, &format!("life-{round}")).await;
-        starts.push(began.elapsed());
-        let began = Instant::now();
-        domain.destroy().await.expect("it ends");
-        ends.push(began.elapsed());
-    }
-    figures.put("start-p50", ms(quantile(&mut starts, 0.5)), "ms", Bar::None);
-    figures.put(
-        "destroy-p50",
-        ms(quantile(&mut ends, 0.5)),
-        "ms",
-        Bar::AtMost(50.0),
     );
 }
 
