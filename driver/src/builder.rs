@@ -18,7 +18,7 @@ use transport_host::Transports;
 use crate::context::{Context, Defaults, WrapJobs, WrapMonitor};
 use crate::driver::Driver;
 use crate::error::{Cause, Error, io};
-use crate::events::Log;
+use crate::events::{Bound, Log};
 use crate::journal::StoreJournal;
 use crate::landing::Landing;
 use crate::ops::recover::{Recoveries, recover_all};
@@ -27,8 +27,11 @@ use crate::registry::Registry;
 use crate::settling::{FindPeer, Settling};
 use crate::store::{FileStore, StateStore};
 
-/// How many things a driver remembers for those who follow it.
-const DRIVER_LOG: usize = 4096;
+/// How much a driver remembers for those who follow it.
+const DRIVER_LOG: Bound = Bound {
+    entries: 4096,
+    bytes: 4 << 20,
+};
 
 /// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
 const LONGEST_SOCKET_PATH: usize = 107;

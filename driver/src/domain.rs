@@ -1,26 +1,29 @@
 //! One domain: its scheduler, its state, the guest that runs in it, and the handle that callers have.
 
+mod board;
 mod leases;
 mod live;
 mod memory;
 mod reap;
 pub(crate) mod state;
+mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use board::Board;
 use job_core::{
     BeginError, Cleanup, Finished, GoneWhy, Guarded, Holder, Jobs, Label, Scheduler, Snapshot,
 };
-use tokio::sync::watch;
 use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use crate::context::Context;
 use crate::error::{Cause, Error};
-use crate::events::{Log, News, Subscription, What};
+use crate::events::{Bound, Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
 use crate::ops::parts::Worker;
@@ -29,9 +32,13 @@ pub(crate) use leases::Leases;
 pub(crate) use live::{Live, SERIAL, STDERR, resync};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
 use state::{Observation, Observed, Run};
+pub use watch::Watch;
 
-/// How many things a domain remembers for those who ask later.
-const DOMAIN_LOG: usize = 256;
+/// How much a domain remembers for those who ask later. Ten thousand domains that all had much to tell weigh 120 MiB by it.
+const DOMAIN_LOG: Bound = Bound {
+    entries: 256,
+    bytes: 12 << 10,
+};
 
 /// A handle on one domain. Counted: it stays valid while the domain is removed, and every operation then says so.
 #[derive(Clone)]
@@ -46,7 +53,8 @@ pub(crate) struct Inner {
     pub(crate) jobs: Arc<dyn Jobs>,
     /// What only a job's holder changes.
     pub(crate) records: Guarded<Records>,
-    observed: watch::Sender<Observed>,
+    board: Board,
+    is_closed: AtomicBool,
     live: Mutex<Option<Arc<Live>>>,
     /// What a later daemon must know of the guest that runs. Held only while it is written.
     running: Arc<tokio::sync::Mutex<Option<Running>>>,
@@ -88,7 +96,7 @@ pub struct Row {
     pub run: Run,
     /// Since when.
     pub since: SystemTime,
-    /// Who holds it: the async job if there is one, else the normal one, else the agent's.
+    /// Which operation holds it: an async job if there is one, else a normal one, else the agent's.
     pub holder: Option<Holder>,
 }
 
@@ -114,7 +122,7 @@ impl Domain {
     /// What is known of its guest now. Needs no job and never waits.
     #[must_use]
     pub fn observed(&self) -> Observed {
-        self.0.observed.borrow().clone()
+        Observed::clone(&self.0.observed())
     }
 
     /// Definition and intent. Needs no job and never waits.
@@ -172,23 +180,31 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](crate::ErrorKind::TimedOut) at the deadline.
+    /// [`TimedOut`](crate::ErrorKind::TimedOut) at the deadline, [`Closed`](crate::ErrorKind::Closed) if the domain is
+    /// removed.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn wait_for(
         &self,
-        done: impl FnMut(&Observed) -> bool + Send,
+        mut done: impl FnMut(&Observed) -> bool + Send,
         deadline: Deadline,
     ) -> Result<Observed, Error> {
         let began = Deadline::now();
-        let mut observed = self.0.observed.subscribe();
-        let waiting = observed.wait_for(done);
+        // The closure is the caller's, so it is given a picture of its own and keeps nobody waiting.
+        let waiting = async {
+            let mut watch = self.watch();
+            while let Some(observed) = watch.next().await {
+                if done(&observed) {
+                    return Some(observed);
+                }
+            }
+            None
+        };
         match timeout_at(deadline, waiting).await {
-            Ok(Ok(found)) => Ok(found.clone()),
-            // Cannot be: the domain, which sends, is held by this handle.
-            Ok(Err(_)) => Err(self.error("watch", BeginError::Closed)),
+            Ok(Some(found)) => Ok(Observed::clone(&found)),
+            Ok(None) => Err(self.error("watch", BeginError::Closed)),
             Err(_) => Err(self.error(
                 "watch",
                 Cause::TimedOut {
@@ -199,20 +215,19 @@ impl Domain {
         }
     }
 
-    /// Its line in a list.
+    /// Follows what is known of the guest: first as it is now, then after each change. A reader that is slow sees the
+    /// newest and none in between; one that wants to know all that happened [subscribes](Self::subscribe).
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch::new(self)
+    }
+
+    /// Its line in a list. Takes no lock of the domain: it is what was published last.
     #[must_use]
     pub fn row(&self) -> Row {
-        let (run, since) = {
-            let observed = self.0.observed.borrow();
-            (observed.run.clone(), observed.since)
-        };
-        let Snapshot {
-            asynchronous,
-            normal,
-            agent,
-            ..
-        } = self.jobs();
-        let holder = asynchronous.or(normal).or(agent).map(|held| held.holder);
+        let observed = self.0.board.observed();
+        let (run, since) = (observed.run.clone(), observed.since);
+        let holder = self.0.board.holder();
         Row {
             id: self.0.id,
             uuid: self.0.uuid,
@@ -252,7 +267,8 @@ impl Inner {
             jobs: (context.wrap_jobs)(&scheduler),
             records: Guarded::new(&scheduler, records),
             scheduler,
-            observed: watch::Sender::new(Observed::new(SystemTime::now())),
+            board: Board::new(SystemTime::now()),
+            is_closed: AtomicBool::new(false),
             live: Mutex::new(None),
             running: Arc::default(),
             description: Arc::default(),
@@ -263,12 +279,24 @@ impl Inner {
 
     /// Takes in what was seen. The only way into the observed state.
     pub(crate) fn observe(&self, observation: Observation<'_>) {
-        self.observed
-            .send_modify(|observed| observed.apply(observation, SystemTime::now()));
+        self.board.observe(observation, SystemTime::now());
     }
 
-    pub(crate) fn observed(&self) -> watch::Ref<'_, Observed> {
-        self.observed.borrow()
+    pub(crate) fn observed(&self) -> Arc<Observed> {
+        self.board.observed()
+    }
+
+    /// Publishes who holds the domain, for lists. Called by whoever was granted a job, or ended one.
+    pub(crate) fn publish_holder(&self) {
+        self.board.publish_holder(|| self.scheduler.holder());
+    }
+
+    /// Takes the domain out, for ever: it is not found any more, and whoever waits for it learns that.
+    pub(crate) fn close(self: &Arc<Self>) {
+        self.context.registry.remove(self);
+        self.scheduler.close();
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.board.wake();
     }
 
     /// Tells those who follow the domain or the driver.

@@ -19,6 +19,7 @@ use crate::guest::Guest;
 use crate::ops::{Call, Deadline, Recovered, StartOptions, attach};
 use crate::registry::Taken;
 use crate::save_file::SaveFile;
+use crate::select::Select;
 use crate::settling::settle;
 
 /// All domains of one daemon. Clones share them.
@@ -70,8 +71,7 @@ impl Driver {
         Call::new(self.context().defaults.call, move |_| async move {
             let domain = driver.make_known(guest, true)?;
             if let Err(cause) = domain.0.store_definition().await {
-                driver.context().registry.remove(&domain.0);
-                domain.0.scheduler.close();
+                domain.0.close();
                 return Err(domain.error("define", cause));
             }
             Ok(domain)
@@ -218,10 +218,18 @@ impl Driver {
             .collect()
     }
 
-    /// A line for each domain: what it does, since when, who holds it. Asks no guest and waits for nobody.
+    /// A line for each domain: what it does, since when, who holds it. Asks no guest, waits for nobody, and takes no
+    /// domain's lock.
     #[must_use]
     pub fn list(&self) -> Vec<Row> {
         self.domains().iter().map(Domain::row).collect()
+    }
+
+    /// The lines of those that are wanted, as [`list`](Self::list).
+    #[must_use]
+    pub fn list_of(&self, wanted: &Select) -> Vec<Row> {
+        let rows = self.domains().into_iter().map(|domain| domain.row());
+        rows.filter(|row| wanted.fits(row)).collect()
     }
 
     /// What became of the guests that an earlier driver left, of the jobs that were at them, and of records that could

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::ops::Recovered;
 use crate::parts::PartKind;
 
-pub(crate) use log::Log;
+pub(crate) use log::{Bound, Log};
 pub use log::{Notice, Subscription};
 pub(crate) use pump::Pump;
 
@@ -28,6 +28,23 @@ pub struct News {
     pub at: SystemTime,
     /// What.
     pub what: What,
+}
+
+impl News {
+    /// About how many bytes it takes in memory.
+    fn weight(&self) -> usize {
+        /// What the allocator and the counts beside each part add.
+        const PARTS: usize = 96;
+        let told = match &self.what {
+            What::Qemu(event) => {
+                let data = event.data.as_ref().map_or(0, |data| data.get().len());
+                size_of::<monitor_qmp::Event>() + event.name.len() + data
+            }
+            What::Phase { phase, .. } => phase.len(),
+            _ => 0,
+        };
+        size_of::<Self>() + told + PARTS
+    }
 }
 
 /// What happened.

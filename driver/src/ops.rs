@@ -35,7 +35,7 @@ pub(crate) mod save;
 pub(crate) mod start;
 pub(crate) mod visit;
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use job_core::{AgentKind, Ask, AsyncJob, AsyncKind, Guard, JobKind, KindSet, Label, Outcome};
 use std::time::Duration;
@@ -43,7 +43,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{Instrument, info_span};
 
-use crate::domain::Domain;
+use crate::domain::{Domain, Inner};
 use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 use crate::ops::lent::{Ends, Lent};
@@ -236,6 +236,9 @@ impl Domain {
         let (id, kind) = (job.id(), job.kind());
         let (domain, name) = (self.clone(), owner.clone());
         let work = async move {
+            // First, so that it is dropped last, also when the work panics.
+            let _published = Published(domain.0.clone());
+            domain.0.publish_holder();
             let (lent, home) = Lent::new(job);
             let result = body(lent)
                 .await
@@ -252,6 +255,7 @@ impl Domain {
             if let Some(job) = job {
                 job.end(outcome.clone());
             }
+            domain.0.publish_holder();
             domain.0.tell(What::JobEnded {
                 job: id,
                 kind,
@@ -279,6 +283,15 @@ impl Domain {
                 Err(self.error(owner, Cause::Panicked(text)))
             }
         }
+    }
+}
+
+/// Publishes who holds the domain once the work is over, however it ends.
+struct Published(Arc<Inner>);
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        self.0.publish_holder();
     }
 }
 

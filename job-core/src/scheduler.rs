@@ -5,7 +5,7 @@ use std::fmt;
 use tracing::debug;
 
 use crate::caller::Caller;
-use crate::error::{BeginError, CancelError, GoneWhy};
+use crate::error::{BeginError, CancelError, GoneWhy, Holder};
 use crate::guard::{self, AsyncJob, Job};
 use crate::held::wait;
 use crate::kind::Kind;
@@ -13,7 +13,7 @@ use crate::label::Label;
 use crate::ledger::Ledger;
 use crate::overdue::Overdue;
 use crate::shared::{Admitted, Shared, now};
-use crate::slots::{Effects, Limits};
+use crate::slots::{Effects, Limits, SlotName};
 use crate::snapshot::{AsyncRecord, Finished, Snapshot};
 use crate::sync::{Arc, Mutex, lock};
 
@@ -71,6 +71,18 @@ impl Scheduler {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.0.snapshot()
+    }
+
+    /// Who holds the domain now: the async job if there is one, else the normal one, else the agent's. Costs a fraction of
+    /// a [`snapshot`](Self::snapshot).
+    #[must_use]
+    pub fn holder(&self) -> Option<Holder> {
+        let now = now();
+        let ledger = lock(&self.0.ledger);
+        [SlotName::Async, SlotName::Normal, SlotName::Agent]
+            .into_iter()
+            .find_map(|name| ledger.held(name, now))
+            .map(|held| held.holder)
     }
 
     /// The finished jobs, oldest first; at most 32.

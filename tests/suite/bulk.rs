@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use driver::{ErrorKind, StartOptions};
+use driver::{ErrorKind, Select, StartOptions};
 use futures::future::join_all;
+use job_core::JobKind;
 use tokio::time::Instant;
 
 use crate::harness::tests;
@@ -12,6 +13,8 @@ use crate::rig::{Rig, Signal, jobs_until, kill};
 tests! {
     the_figures_of_two_hundred_guests_of_which_five_hang_take_one_deadline,
     who_holds_a_guest_and_who_waits_is_told_in_words,
+    a_list_names_the_holder_while_the_domains_own_lock_is_held,
+    whoever_watches_a_guest_slowly_sees_its_newest_state_and_its_end,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,16 +79,11 @@ async fn who_holds_a_guest_and_who_waits_is_told_in_words(rig: Rig) {
     let domain = web.clone();
     let holding = tokio::spawn(async move {
         let deadline = Instant::now() + 20 * SECOND;
-        let held = domain.run(
-            "nightly",
-            job_core::JobKind::Modify,
-            deadline,
-            |_op| async move {
-                let _told = begun.send(());
-                let _ended = may_end.await;
-                Ok(())
-            },
-        );
+        let held = domain.run("nightly", JobKind::Modify, deadline, |_op| async move {
+            let _told = begun.send(());
+            let _ended = may_end.await;
+            Ok(())
+        });
         held.await
     });
     has_begun.await.expect("it is held");
@@ -104,4 +102,78 @@ async fn who_holds_a_guest_and_who_waits_is_told_in_words(rig: Rig) {
     end.send(()).expect("it is held");
     holding.await.expect("no panic").expect("it ends");
     waiting.await.expect("no panic").expect("its turn came");
+}
+
+/// What an operation changes under the domain's lock may take its time: a list does not wait for it.
+async fn a_list_names_the_holder_while_the_domains_own_lock_is_held(rig: Rig) {
+    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
+    let web = web.await.expect("it starts");
+    let other = rig
+        .driver
+        .start(rig.empty("other"), StartOptions { paused: true });
+    other.await.expect("it starts");
+    let (inside, is_inside) = std::sync::mpsc::channel();
+    let (leave, may_leave) = std::sync::mpsc::channel::<()>();
+    let deadline = Instant::now() + 20 * SECOND;
+    let domain = web.clone();
+    let work = move |op: driver::Op| async move {
+        tokio::task::block_in_place(|| {
+            op.with_state(|_records| {
+                inside.send(()).expect("somebody waits for it");
+                may_leave.recv().expect("it is told");
+            })
+        })
+    };
+    let holding = tokio::spawn(async move {
+        let held = domain.run("nightly", JobKind::Modify, deadline, work);
+        held.await
+    });
+    tokio::task::block_in_place(|| is_inside.recv()).expect("it came there");
+
+    let rows = rig.driver.list();
+    let of = |name: &str| rows.iter().find(|row| &*row.name == name).expect("a row");
+    let holder = of("web").holder.clone().expect("it is held");
+    assert_eq!(
+        (&*holder.owner, holder.kind),
+        ("nightly", job_core::Kind::Normal(JobKind::Modify))
+    );
+    assert_eq!(of("other").holder, None);
+    assert_eq!(of("other").run.name(), "prelaunch");
+    let held = rig.driver.list_of(&Select::all().held(true));
+    assert_eq!(held.len(), 1);
+    assert_eq!(rig.driver.list_of(&Select::all().run("prelaunch")).len(), 1);
+
+    leave.send(()).expect("it waits");
+    holding.await.expect("no panic").expect("it ends");
+    assert_eq!(
+        web.row().holder,
+        None,
+        "who was told of the end finds it free"
+    );
+}
+
+async fn whoever_watches_a_guest_slowly_sees_its_newest_state_and_its_end(rig: Rig) {
+    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
+    let web = web.await.expect("it starts");
+    let mut watch = web.watch();
+    let now = watch.next().await.expect("what is known now");
+    assert!(now.run.is_running());
+    // It does not look while all this happens.
+    web.pause().await.expect("it pauses");
+    web.resume().await.expect("it runs");
+    web.pause().await.expect("it pauses");
+    let newest = watch.next().await.expect("the newest");
+    assert_eq!(newest.run.name(), "paused");
+    assert!(
+        futures::FutureExt::now_or_never(watch.next()).is_none(),
+        "and nothing else"
+    );
+    web.destroy().await.expect("it ends");
+    web.remove().await.expect("it is off");
+    let last = watch.next().await.expect("the last state");
+    assert_eq!(last.run.name(), "off");
+    assert!(watch.next().await.is_none(), "it is removed");
+    let waiting = web.wait_for(|seen| seen.run.is_running(), Instant::now() + 20 * SECOND);
+    let error = waiting.await.expect_err("it never will");
+    assert_eq!(error.kind(), ErrorKind::Closed);
 }

@@ -148,8 +148,10 @@ async fn clean_up(domain: &Arc<Inner>, live: &Arc<Live>, cleanup: Cleanup) {
             return finish(domain, live).await;
         }
     };
+    domain.publish_holder();
     finish(domain, live).await;
     job.finish();
+    domain.publish_holder();
 }
 
 async fn finish(domain: &Arc<Inner>, live: &Arc<Live>) {

@@ -1,6 +1,7 @@
 //! A bounded log with sequence numbers. Readers keep a cursor; one that is too slow is told how much it missed.
 //!
-//! The writer never waits for a reader, and a reader costs no memory.
+//! The writer never waits for a reader, and a reader costs no memory. The bound is one of entries and of bytes: how long an
+//! event is, QEMU says.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,10 +14,41 @@ use crate::events::News;
 
 /// The last things that happened.
 pub(crate) struct Log {
-    capacity: usize,
-    ring: Mutex<VecDeque<Arc<News>>>,
+    bound: Bound,
+    ring: Mutex<Ring>,
     /// How many were ever written, for those who wait for the next.
     written: watch::Sender<u64>,
+}
+
+/// How much a log keeps. The newest entry is kept whatever its size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) entries: usize,
+    pub(crate) bytes: usize,
+}
+
+#[derive(Default)]
+struct Ring {
+    entries: VecDeque<Arc<News>>,
+    /// What they weigh together.
+    bytes: usize,
+}
+
+impl Ring {
+    /// Takes an entry in. Yields those that have no place any more.
+    fn push(&mut self, news: Arc<News>, bound: Bound) -> Vec<Arc<News>> {
+        self.bytes += news.weight();
+        self.entries.push_back(news);
+        let mut old = Vec::new();
+        while self.entries.len() > bound.entries.max(1)
+            || (self.bytes > bound.bytes && self.entries.len() > 1)
+        {
+            let oldest = self.entries.pop_front().expect("there are more than one");
+            self.bytes -= oldest.weight();
+            old.push(oldest);
+        }
+        old
+    }
 }
 
 /// What a subscriber reads.
@@ -38,40 +70,35 @@ pub enum Notice {
 }
 
 impl Log {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(bound: Bound) -> Self {
         Self {
-            capacity,
-            ring: Mutex::new(VecDeque::new()),
+            bound,
+            ring: Mutex::default(),
             written: watch::Sender::new(0),
         }
     }
 
     pub(crate) fn push(&self, news: Arc<News>) {
-        let oldest = {
+        let old = {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            let oldest = if ring.len() == self.capacity {
-                ring.pop_front()
-            } else {
-                None
-            };
-            ring.push_back(news);
+            let old = ring.push(news, self.bound);
             self.written.send_modify(|written| *written += 1);
-            oldest
+            old
         };
-        drop(oldest);
+        drop(old);
     }
 
     /// Whether the entry at `cursor` is there, or was missed.
     fn read(&self, cursor: u64) -> Option<Notice> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let written = *self.written.borrow();
-        let oldest = written - ring.len() as u64;
+        let oldest = written - ring.entries.len() as u64;
         if cursor < oldest {
             return Some(Notice::Gap {
                 missed: oldest - cursor,
             });
         }
-        let news = ring.get((cursor - oldest) as usize)?.clone();
+        let news = ring.entries.get((cursor - oldest) as usize)?.clone();
         Some(Notice::News {
             sequence: cursor,
             news,
@@ -151,6 +178,11 @@ mod tests {
     use std::time::SystemTime;
     use uuid::Uuid;
 
+    const THREE: Bound = Bound {
+        entries: 3,
+        bytes: usize::MAX,
+    };
+
     fn news() -> Arc<News> {
         Arc::new(News {
             uuid: Uuid::nil(),
@@ -162,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_is_told_what_it_missed_and_reads_on() {
-        let log = Arc::new(Log::new(3));
+        let log = Arc::new(Log::new(THREE));
         let mut slow = Subscription::from_now(&log);
         for _ in 0..5 {
             log.push(news());
@@ -177,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_waits_is_woken_by_the_next_entry() {
-        let log = Arc::new(Log::new(3));
+        let log = Arc::new(Log::new(THREE));
         let mut reader = Subscription::from_now(&log);
         let reading = tokio::spawn(async move { reader.next().await });
         tokio::task::yield_now().await;
@@ -190,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cursor_reads_again_what_is_still_there() {
-        let log = Arc::new(Log::new(3));
+        let log = Arc::new(Log::new(THREE));
         for _ in 0..3 {
             log.push(news());
         }
@@ -198,6 +230,34 @@ mod tests {
         assert!(matches!(
             again.next().await,
             Notice::News { sequence: 1, .. }
+        ));
+    }
+
+    #[tokio::test]
+    async fn what_is_long_takes_the_place_of_more() {
+        let bound = Bound {
+            entries: 100,
+            bytes: 3 * news().weight(),
+        };
+        let log = Arc::new(Log::new(bound));
+        let mut reader = Subscription::from_now(&log);
+        for _ in 0..5 {
+            log.push(news());
+        }
+        assert!(matches!(reader.next().await, Notice::Gap { missed: 2 }));
+        let long = What::Phase {
+            job: 1,
+            phase: "x".repeat(bound.bytes).into(),
+        };
+        log.push(Arc::new(News {
+            what: long,
+            ..News::clone(&news())
+        }));
+        // Longer than all that may be kept, and still the newest.
+        assert!(matches!(reader.next().await, Notice::Gap { missed: 3 }));
+        assert!(matches!(
+            reader.next().await,
+            Notice::News { sequence: 5, .. }
         ));
     }
 }

@@ -62,8 +62,7 @@ pub(crate) fn attach(context: &Arc<Context>, target: String) -> Call<Domain> {
             .run_async("attach", AsyncKind::Start, mask, deadline, work)
             .await;
         if let Err(error) = attached {
-            context.registry.remove(&domain.0);
-            domain.0.scheduler.close();
+            domain.0.close();
             return Err(error);
         }
         Ok(domain)

@@ -137,6 +137,7 @@ impl AsyncOp {
     pub fn set_phase(&self, phase: impl Into<Label>) {
         let phase = phase.into();
         self.job.set_phase(phase.clone());
+        self.domain.0.publish_holder();
         self.domain.0.tell(What::Phase {
             job: self.job.id(),
             phase,

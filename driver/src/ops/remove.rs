@@ -27,8 +27,7 @@ impl Domain {
             if domain.records().persistent {
                 domain.0.put_definition(None).await?;
             }
-            domain.0.context.registry.remove(&domain.0);
-            domain.0.scheduler.close();
+            domain.0.close();
             domain.0.tell(What::Removed);
             Ok(())
         })

@@ -36,10 +36,14 @@ async fn main() -> ExitCode {
     }
     let (flags, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.starts_with('-'));
     let is_short = flags.iter().any(|flag| *flag == "--short");
-    if names != ["driver"] {
-        eprintln!("bench: knows `driver`, not {names:?}");
-        return ExitCode::from(2);
-    }
+    let parts = match &names[..] {
+        [name, parts @ ..] if *name == "driver" => parts,
+        _ => {
+            eprintln!("bench: knows `driver [PART...]`, not {names:?}");
+            return ExitCode::from(2);
+        }
+    };
+    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| *wanted == part);
     let env = match Env::find() {
         Ok(env) => env,
         Err(missing) => {
@@ -50,11 +54,21 @@ async fn main() -> ExitCode {
     let mut figures = Figures::new("driver");
     let rounds = if is_short { 5 } else { 25 };
     // First, while this process has no memory to give back that it had for anything else.
-    fleet::run(&mut figures, limit, is_short).await;
-    death(&env, &mut figures, rounds).await;
-    silence(&env, &mut figures, if is_short { 300 } else { 3000 }).await;
-    life::run(&env, &mut figures, rounds).await;
-    life::restart(&env, &mut figures, if is_short { 20 } else { 100 }).await;
+    if is_wanted("fleet") {
+        fleet::run(&mut figures, limit, is_short).await;
+    }
+    if is_wanted("death") {
+        death(&env, &mut figures, rounds).await;
+    }
+    if is_wanted("silence") {
+        silence(&env, &mut figures, if is_short { 300 } else { 3000 }).await;
+    }
+    if is_wanted("life") {
+        life::run(&env, &mut figures, rounds).await;
+    }
+    if is_wanted("restart") {
+        life::restart(&env, &mut figures, if is_short { 20 } else { 100 }).await;
+    }
     if figures.end() {
         ExitCode::SUCCESS
     } else {
@@ -80,6 +94,8 @@ async fn death(env: &Env, figures: &mut Figures, rounds: usize) {
                 .run_async("hold", AsyncKind::Save, mask, deadline, work)
                 .await
         });
+        let is_held = |jobs: &job_core::Snapshot| jobs.asynchronous.is_some();
+        assert!(rig::jobs_until(&domain, 5 * SECOND, is_held).await);
         let waiting: Vec<_> = (0..10)
             .map(|_| tokio::spawn(domain.pause().into_future()))
             .collect();
