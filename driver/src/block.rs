@@ -3,26 +3,35 @@
 //!
 //! Nothing here remembers: a snapshot, a commit or a mirror puts another node at a disk, and what was written down of it
 //! may be of before. [`node_at`] asks. QEMU may not run programs (its sandbox), so no `qemu-img` makes images: QEMU's own
-//! `blockdev-create` does ([`create_image`]).
+//! `blockdev-create` does ([`write_head`]), in a file that is there and empty.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use monitor_qmp::command::{self, BlockNode};
 use serde_json::{Map, Value, json};
 
 use crate::access::Monitor;
 use crate::devices;
-use crate::error::{Cause, Error, ErrorKind, io};
+use crate::error::{Cause, Error, ErrorKind};
 use crate::guest::DiskFormat;
 use crate::ops::job_watch::JobWatch;
-use crate::ops::save::blocking;
 use crate::ops::visit::Visits;
 use crate::qemu_job::End;
 
+/// What the id of a job begins with that makes an image; the name of its node follows.
+const CREATING: &str = "create-";
+
 /// The name of the node that is at the disk of that name now. Filters that QEMU put there for a job are not counted.
 pub(crate) async fn node_at(monitor: &Monitor<'_>, disk: &str) -> Result<String, Error> {
+    let Some(found) = device(monitor, disk).await? else {
+        return Err(Cause::State(format!("QEMU has no disk \"{disk}\"")).into());
+    };
+    let node = found.inserted.and_then(|node| node.node_name);
+    Ok(node.ok_or_else(|| Cause::State(format!("nothing is in disk \"{disk}\"")))?)
+}
+
+/// The device of the disk of that name, if QEMU has it.
+async fn device(monitor: &Monitor<'_>, disk: &str) -> Result<Option<command::BlockDevice>, Error> {
     let device = devices::disk_device(disk);
     // With an id a device lies below `peripheral`, and it is its inner one that has the disk.
     let path = format!("/machine/peripheral/{device}");
@@ -33,14 +42,105 @@ pub(crate) async fn node_at(monitor: &Monitor<'_>, disk: &str) -> Result<String,
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     let devices = monitor.execute(command::QueryBlock).await?;
-    let found = devices
+    Ok(devices
         .into_iter()
-        .find(|found| found.qdev.as_deref().is_some_and(is_it));
-    let Some(found) = found else {
-        return Err(Cause::State(format!("QEMU has no disk \"{disk}\"")).into());
+        .find(|found| found.qdev.as_deref().is_some_and(is_it)))
+}
+
+/// The file that is at the disk of that name now; none if nothing is, or QEMU has no such disk.
+pub(crate) async fn file_at(monitor: &Monitor<'_>, disk: &str) -> Result<Option<PathBuf>, Error> {
+    let found = device(monitor, disk)
+        .await?
+        .and_then(|found| found.inserted);
+    Ok(found.map(|node| node.image.filename.into()))
+}
+
+/// One of the files of a disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Layer {
+    pub(crate) path: PathBuf,
+    pub(crate) format: String,
+    /// Bytes that it shows.
+    pub(crate) size: u64,
+    /// Its node, if it is one only.
+    node: Option<String>,
+}
+
+impl Layer {
+    /// Its node. QEMU 7.2 does not say which node lies behind which, so where two disks have the same file behind them
+    /// it cannot be told.
+    pub(crate) fn node(&self) -> Result<String, Error> {
+        let path = self.path.display();
+        let unclear = || Cause::State(format!("which of several nodes has {path} is not clear"));
+        Ok(self.node.clone().ok_or_else(unclear)?)
+    }
+}
+
+/// The files of a disk as they are now, the one that is written to first.
+pub(crate) async fn chain(monitor: &Monitor<'_>, disk: &str) -> Result<Vec<Layer>, Error> {
+    let top = device(monitor, disk)
+        .await?
+        .and_then(|found| found.inserted);
+    let top = top.ok_or_else(|| Cause::State(format!("nothing is in disk \"{disk}\"")))?;
+    let nodes = nodes(monitor).await?;
+    let node_of = |image: &command::Image| {
+        let mut nodes = nodes
+            .iter()
+            .filter(|node| node.file == image.filename && node.drv == image.format);
+        let node = nodes.next().and_then(|node| node.node_name.clone());
+        node.filter(|_| nodes.next().is_none())
     };
-    let node = found.inserted.and_then(|node| node.node_name);
-    Ok(node.ok_or_else(|| Cause::State(format!("nothing is in disk \"{disk}\"")))?)
+    let layer = |image: &command::Image, node| Layer {
+        path: image.filename.clone().into(),
+        format: image.format.clone(),
+        size: image.virtual_size,
+        node,
+    };
+    let mut layers = vec![layer(&top.image, top.node_name.clone())];
+    let mut behind = top.image.backing_image.as_deref();
+    while let Some(image) = behind {
+        layers.push(layer(image, node_of(image)));
+        behind = image.backing_image.as_deref();
+    }
+    Ok(layers)
+}
+
+/// Removes the nodes of a disk that are neither at it nor in use, and what is left of jobs that made images for it.
+pub(crate) async fn prune(monitor: &Monitor<'_>, disk: &str) -> Result<(), Error> {
+    for job in monitor.execute(command::QueryJobs).await? {
+        let node = job.id.strip_prefix(CREATING);
+        if node.is_some_and(|node| devices::is_node_of(node, disk)) {
+            let dismissed = monitor.execute(command::JobDismiss { id: job.id }).await;
+            // One that goes on is looked at the next time.
+            if let Err(error) = dismissed
+                && error.kind() != ErrorKind::Refused
+            {
+                return Err(error);
+            }
+        }
+    }
+    let at = device(monitor, disk)
+        .await?
+        .and_then(|found| found.inserted);
+    let at = at.and_then(|node| node.node_name);
+    loop {
+        let nodes = nodes(monitor).await?;
+        let names = nodes.into_iter().filter_map(|node| node.node_name);
+        let idle =
+            names.filter(|node| devices::is_node_of(node, disk) && Some(node) != at.as_ref());
+        let mut removed = 0;
+        for node in idle {
+            match remove_node(monitor, &node).await {
+                Ok(()) => removed += 1,
+                Err(error) if error.kind() == ErrorKind::Refused => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Those behind one that went may go now.
+        if removed == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// All nodes, each by itself.
@@ -93,7 +193,7 @@ pub(crate) async fn remove_nodes_of(monitor: &Monitor<'_>, disk: &str) -> Result
 /// An image to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct NewImage {
-    /// A file that does not exist yet.
+    /// Its file.
     pub(crate) path: PathBuf,
     pub(crate) format: DiskFormat,
     /// Bytes that the guest sees.
@@ -102,52 +202,14 @@ pub(crate) struct NewImage {
     pub(crate) backing: Option<(PathBuf, DiskFormat)>,
 }
 
-/// Makes an image, and the file it is in. Fails with [`Exists`](crate::ErrorKind::Exists) if there is a file of that name;
-/// whatever else fails, the file is gone again. Nothing of it is left open in QEMU.
+/// Has QEMU write what an image of its own format begins with, into a file that is empty. Nothing of it is left open in QEMU.
 ///
-/// A daemon that dies meanwhile leaves the file behind, and QEMU's job on its list: write the path down before, and remove
-/// the file if nothing uses it.
-pub(crate) async fn create_image<V: Visits>(
+/// A daemon that dies meanwhile leaves a node and a job `create-` of that node's name behind.
+pub(crate) async fn write_head<V: Visits>(
     op: &mut V,
     disk: &str,
     image: &NewImage,
 ) -> Result<(), Error> {
-    let (path, length) = (image.path.clone(), image.size);
-    let is_raw = image.format == DiskFormat::Raw;
-    blocking(move || make(&path, if is_raw { length } else { 0 })).await?;
-    if is_raw {
-        return Ok(());
-    }
-    let written = write_head(op, disk, image).await;
-    if written.is_err() {
-        let path = image.path.clone();
-        blocking(move || std::fs::remove_file(&path).map_err(io("remove", &path))).await?;
-    }
-    written
-}
-
-fn make(path: &Path, length: u64) -> Result<(), Cause> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    let file = file.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Cause::Exists(format!("{} exists already", path.display()))
-        }
-        _ => io("make", path)(error),
-    })?;
-    let sized = file.set_len(length).map_err(io("size", path));
-    if sized.is_err() {
-        // Its name is known to nobody else yet.
-        let _left = std::fs::remove_file(path);
-    }
-    sized
-}
-
-/// Has QEMU write what an image of its own format begins with.
-async fn write_head<V: Visits>(op: &mut V, disk: &str, image: &NewImage) -> Result<(), Error> {
     let mut options = Map::new();
     options.insert("driver".into(), image.format.name().into());
     options.insert("size".into(), image.size.into());
@@ -168,7 +230,7 @@ async fn write_head<V: Visits>(op: &mut V, disk: &str, image: &NewImage) -> Resu
     add_node(&monitor, file).await?;
     drop(monitor);
     options.insert("file".into(), node.clone().into());
-    let job = format!("create-{node}");
+    let job = format!("{CREATING}{node}");
     let create = command::BlockdevCreate::new(job.clone(), Value::Object(options));
     let mut watch = JobWatch::new(op.domain(), job);
     let begun = op.visit().await?.execute(create).await;

@@ -26,6 +26,7 @@ use crate::error::{Cause, Error};
 use crate::events::{Bound, Log, News, Subscription, What};
 use crate::guest::Guest;
 use crate::ops::Deadline;
+use crate::ops::block_jobs::Tracks;
 use crate::ops::parts::Worker;
 use crate::records::Running;
 pub(crate) use leases::Leases;
@@ -63,6 +64,8 @@ pub(crate) struct Inner {
     log: Arc<Log>,
     /// What is left to do with parts that came or went.
     pub(crate) worker: Worker,
+    /// The block jobs that are followed.
+    pub(crate) block_jobs: Tracks,
 }
 
 /// Definition and intent.
@@ -274,6 +277,7 @@ impl Inner {
             description: Arc::default(),
             log: Arc::new(Log::new(DOMAIN_LOG)),
             worker: Worker::default(),
+            block_jobs: Tracks::default(),
         })
     }
 

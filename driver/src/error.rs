@@ -124,6 +124,7 @@ pub(crate) enum Cause {
         waited: Duration,
     },
     Cancelled(String),
+    TooLate(String),
     Failed(String),
     Unresponsive,
     Monitor(monitor_qmp::Error),
@@ -195,6 +196,7 @@ impl Error {
             Cause::Change(_) => ErrorKind::Invalid,
             Cause::TimedOut { .. } => ErrorKind::TimedOut,
             Cause::Cancelled(_) => ErrorKind::Cancelled,
+            Cause::TooLate(_) => ErrorKind::TooLate,
             Cause::Failed(_) => ErrorKind::Refused,
             Cause::Unresponsive => ErrorKind::Unresponsive,
             Cause::Monitor(error) => match error.kind() {
@@ -261,6 +263,7 @@ impl Error {
             | Cause::Cancel(_)
             | Cause::Change(_)
             | Cause::Cancelled(_)
+            | Cause::TooLate(_)
             | Cause::Damaged { .. }
             | Cause::ShuttingDown => Blame::Caller,
             Cause::Begin(_) | Cause::Gone(_) | Cause::Migrate(_) => Blame::Domain,
@@ -305,6 +308,7 @@ impl fmt::Display for Error {
             Cause::BadRequest(text)
             | Cause::Exists(text)
             | Cause::State(text)
+            | Cause::TooLate(text)
             | Cause::Failed(text) => write!(f, ": {text}")?,
             Cause::TimedOut { what, waited } => {
                 write!(f, ": waited {:.1}s for {what}", waited.as_secs_f64())?;

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use job_core::{GoneWhy, Kind, Label, Outcome, Progress};
 use uuid::Uuid;
 
+use crate::block_job::{BlockJobEnd, BlockJobKind};
 use crate::ops::Recovered;
 use crate::parts::PartKind;
 
@@ -98,6 +99,24 @@ pub enum What {
         kind: PartKind,
         /// Its name.
         name: Label,
+    },
+    /// A block job is ready: both files are equal, and are kept so until it pivots or is cancelled.
+    BlockJobReady {
+        /// Its id.
+        id: Label,
+        /// The name of its disk.
+        disk: Label,
+    },
+    /// A block job ended.
+    BlockJobEnded {
+        /// Its id.
+        id: Label,
+        /// The name of its disk.
+        disk: Label,
+        /// What it was.
+        kind: BlockJobKind,
+        /// How it ended.
+        end: BlockJobEnd,
     },
     /// The guest is gone.
     Gone {

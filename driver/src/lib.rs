@@ -44,6 +44,8 @@
 //! - [`Observed`] is written by what was seen only, [`Records`] only under a job.
 //! - A guest that is asked to let go of a disk or a card is waited for without a job; whenever it does, nothing of the part
 //!   is left ([`Domain::unplug_disk`]).
+//! - Which file is a disk is never in doubt: a guest stands still from before it goes over to another file until that is
+//!   written down ([`Domain::mirror_disk`], [`Domain::commit_disk`]).
 //! - When QEMU dies, all who wait or hold are told [`Gone`](ErrorKind::Gone), with the reason, and no guard of the old
 //!   guest can touch the next.
 //! - [`Domain::destroy`] takes no job: nothing that is stuck is in its way.
@@ -91,11 +93,8 @@
 
 mod access;
 mod arrivals;
-#[expect(
-    dead_code,
-    reason = "hot-plug, block jobs and snapshots are built on it next"
-)]
 mod block;
+mod block_job;
 mod builder;
 mod command_line;
 mod context;
@@ -129,6 +128,7 @@ mod wire;
 
 pub use access::{Agent, Monitor};
 pub use arrivals::Arrivals;
+pub use block_job::{BlockJobEnd, BlockJobKind, Pivot};
 pub use builder::Builder;
 pub use context::Defaults;
 pub use domain::state::{Observed, Run};
@@ -144,8 +144,9 @@ pub use guest::{
 pub use landing::Landing;
 pub use migrations::{Next, OpenMigration};
 pub use ops::{
-    AgentOp, AsyncOp, Became, Call, Deadline, DumpFormat, Dumped, FreezeOptions, MigrateOptions,
-    Op, Recovered, SaveOptions, Saved, StartOptions,
+    AgentOp, AsyncOp, Became, BlockJob, BlockJobState, Call, CommitOptions, Deadline, DumpFormat,
+    Dumped, FreezeOptions, MigrateOptions, MirrorOptions, Op, Recovered, SaveOptions, Saved,
+    StartOptions, StreamOptions,
 };
 pub use parts::{PartKind, Scope};
 pub use process::{Exit, Launch, Launcher, Plain, Process};

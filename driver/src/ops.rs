@@ -12,6 +12,7 @@
 
 mod agent;
 mod attach;
+pub(crate) mod block_jobs;
 mod call;
 mod define;
 pub(crate) mod destroy;
@@ -19,10 +20,6 @@ mod dump;
 mod files;
 mod freeze;
 mod held;
-#[expect(
-    dead_code,
-    reason = "hot-plug, block jobs and snapshots are built on it next"
-)]
 pub(crate) mod job_watch;
 mod lent;
 pub(crate) mod migrate;
@@ -48,6 +45,7 @@ use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 use crate::ops::lent::{Ends, Lent};
 
+pub use block_jobs::{BlockJob, BlockJobState, CommitOptions, MirrorOptions, StreamOptions};
 pub use call::Call;
 pub use dump::{DumpFormat, Dumped};
 pub use freeze::FreezeOptions;

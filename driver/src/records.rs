@@ -10,6 +10,7 @@ use agent_qga::LeaseRecord;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+use crate::block_job::Noted;
 use crate::guest::Guest;
 use crate::made::Made;
 use crate::parts::Moving;
@@ -40,6 +41,9 @@ pub(crate) struct Running {
     /// The parts that are being plugged in or out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) moving: Vec<Moving>,
+    /// The block jobs that were begun.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) block_jobs: Vec<Noted>,
 }
 
 /// Which process it is, so that no other is taken for it.
@@ -193,7 +197,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{Network, NetworkBackend};
+    use crate::block_job::{Job, Stage};
+    use crate::guest::{DiskFormat, Network, NetworkBackend};
     use crate::parts::{Part, Scope, Way};
 
     fn running() -> Running {
@@ -221,6 +226,14 @@ mod tests {
                 part: Part::Network(Network::new("lan", NetworkBackend::User)),
                 way: Way::Out,
                 scope: Scope::LiveAndDefinition,
+            }],
+            block_jobs: vec![Noted {
+                id: "commit-root-1".into(),
+                disk: "root".into(),
+                work: Job::Commit {
+                    pivot_to: Some(("/base".into(), DiskFormat::Raw)),
+                },
+                stage: Stage::Pivoting { was_running: true },
             }],
         }
     }

@@ -9,6 +9,7 @@ mod rig;
 mod agent;
 mod attach;
 mod bad_input;
+mod block_jobs;
 mod bulk;
 mod death;
 mod dump;
@@ -38,10 +39,11 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 20] = [
+    let modules: [(&str, harness::Tests); 21] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
+        ("block_jobs", block_jobs::TESTS),
         ("bulk", bulk::TESTS),
         ("death", death::TESTS),
         ("dump", dump::TESTS),

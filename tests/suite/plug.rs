@@ -38,7 +38,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
 /// A new image of raw bytes.
-fn image(rig: &Rig, name: &str, bytes: u64) -> PathBuf {
+pub(crate) fn image(rig: &Rig, name: &str, bytes: u64) -> PathBuf {
     let path = rig.dir.path().join(name);
     let file = File::create_new(&path).expect("it is new");
     file.set_len(bytes).expect("a file has room");
@@ -46,14 +46,14 @@ fn image(rig: &Rig, name: &str, bytes: u64) -> PathBuf {
 }
 
 /// What a command of the guest's shell says.
-async fn shell(domain: &Domain, script: &str) -> String {
+pub(crate) async fn shell(domain: &Domain, script: &str) -> String {
     let arguments = vec!["-c".to_owned(), script.to_owned()];
     let ran = domain.exec("/bin/sh", arguments, Limits::default());
     let output = ran.deadline(30 * SECOND).await.expect("the agent answers");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-async fn booted(rig: &Rig, guest: Guest) -> Domain {
+pub(crate) async fn booted(rig: &Rig, guest: Guest) -> Domain {
     let started = rig.driver.start(guest, StartOptions::default()).await;
     let domain = started.expect("it starts");
     let ready = domain.wait_agent().deadline(90 * SECOND).await;
@@ -107,7 +107,7 @@ async fn says(domain: &Domain, script: &str, expected: &str) {
 }
 
 /// What QEMU answers to a question.
-async fn ask(domain: &Domain, command: &'static str, arguments: Value) -> Value {
+pub(crate) async fn ask(domain: &Domain, command: &'static str, arguments: Value) -> Value {
     let deadline = Instant::now() + 10 * SECOND;
     let asked = domain.run("ask", JobKind::Query, deadline, move |mut op| async move {
         op.monitor()?.execute_raw(command, arguments).await
@@ -116,7 +116,7 @@ async fn ask(domain: &Domain, command: &'static str, arguments: Value) -> Value 
 }
 
 /// The nodes, devices and backends that QEMU has of a part of that name.
-async fn left(domain: &Domain, name: &str) -> Vec<String> {
+pub(crate) async fn left(domain: &Domain, name: &str) -> Vec<String> {
     let nodes = ask(domain, "query-named-block-nodes", json!({"flat": true})).await;
     let devices = ask(domain, "qom-list", json!({"path": "/machine/peripheral"})).await;
     let all = |list: Value, key: &str| -> Vec<String> {
@@ -320,25 +320,23 @@ async fn a_guest_that_does_not_let_go_is_waited_for_without_a_job_and_cleaned_up
     assert_eq!(left(&domain, "data").await, Vec::<String>::new());
 }
 
-/// Lets a guest that no driver has run, and waits until it has let go of a device.
-async fn resume_until_deleted(socket: PathBuf, device: &str) {
+/// Talks to a QEMU that no driver has, and waits until it says that.
+pub(crate) async fn until_told(socket: PathBuf, command: &str, is_it: impl Fn(&Value) -> bool) {
     let stream = UnixStream::connect(socket).await.expect("QEMU listens");
     let (read, mut write) = stream.into_split();
-    let commands = b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"cont\"}";
-    write.write_all(commands).await.expect("it reads");
+    let commands = format!("{{\"execute\":\"qmp_capabilities\"}}{command}");
+    let written = write.write_all(commands.as_bytes()).await;
+    written.expect("it reads");
     let mut lines = BufReader::new(read).lines();
     let looking = async {
         while let Some(line) = lines.next_line().await.expect("it writes") {
-            let line: Value = serde_json::from_str(&line).expect("a message");
-            if line["event"] == "DEVICE_DELETED" && line["data"]["device"] == device {
+            if is_it(&serde_json::from_str(&line).expect("a message")) {
                 return;
             }
         }
         panic!("QEMU left");
     };
-    timeout(30 * SECOND, looking)
-        .await
-        .expect("the guest lets go");
+    timeout(30 * SECOND, looking).await.expect("it is told");
 }
 
 async fn a_part_that_went_while_no_driver_was_there_is_cleaned_up_by_the_next(rig: Rig) {
@@ -360,7 +358,11 @@ async fn a_part_that_went_while_no_driver_was_there_is_cleaned_up_by_the_next(ri
     let socket = format!("run/{}/monitor.sock", domain.uuid());
     drop(domain);
     let left_behind = rig.leave().await;
-    resume_until_deleted(left_behind.1.path().join(socket), "data-device").await;
+    let socket = left_behind.1.path().join(socket);
+    until_told(socket, "{\"execute\":\"cont\"}", |message| {
+        message["event"] == "DEVICE_DELETED" && message["data"]["device"] == "data-device"
+    })
+    .await;
 
     let rig = Rig::again(left_behind);
     let domain = rig.driver.by_name("web").expect("known");

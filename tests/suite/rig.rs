@@ -123,6 +123,16 @@ impl Rig {
         Self::on(&env, Defaults::default(), Landing::unix(), dir)
     }
 
+    /// Its place and means, without the driver that was there: for one that is built in another way.
+    pub(crate) fn with_driver(&self, driver: Driver) -> Self {
+        Self {
+            env: self.env.clone(),
+            driver,
+            dir: self.dir.clone(),
+            leave: AtomicBool::new(false),
+        }
+    }
+
     /// A guest that boots the image and counts on its console.
     pub(crate) fn guest(&self, name: &str) -> Guest {
         let arguments = "console=ttyS0 quiet".into();

@@ -9,6 +9,7 @@ use tracing::warn;
 use crate::domain::Inner;
 use crate::error::{Cause, io};
 use crate::guest::Guest;
+use crate::ops::block_jobs::drop_copies;
 use crate::records::{self, Defined, Running};
 use crate::store::{Shelf, StateStore};
 
@@ -113,6 +114,12 @@ impl Inner {
                 warn!(domain = %self.name, directory = %directory.display(), %error, "run directory was not removed");
             }
             _ => {}
+        }
+        if let Some(record) = self.noted().await
+            && let Err(error) = drop_copies(self, &record).await
+        {
+            let error = format!("{error:#}");
+            warn!(domain = %self.name, error, "the copy of a mirror was left behind");
         }
         if let Err(error) = self.note(|record| *record = None).await {
             warn!(domain = %self.name, ?error, "the end of the guest was not written down");

@@ -234,6 +234,7 @@ impl AsyncOp {
             freezes: Vec::new(),
             is_thaw_due: false,
             moving: Vec::new(),
+            block_jobs: Vec::new(),
         };
         let noted = self.domain.0.note(move |place| *place = Some(record));
         Ok(noted.await?)

@@ -7,8 +7,6 @@
 //! ```text
 //!  let mut watch = JobWatch::new(domain, "id");       // before the command that begins the job
 //!  op.visit().await?.execute(begin).await?;           // with auto-dismiss off
-//!  watch.until_ready(&mut op, report).await?;         // a mirror or an active commit; None: it is ready
-//!  op.visit().await?.execute(complete).await?;
 //!  match watch.finish(&mut op, report).await? { .. }  // how it ended; it is dismissed
 //! ```
 
@@ -44,41 +42,20 @@ impl JobWatch {
         }
     }
 
-    /// Waits until the job is ready to be completed. Yields its end if that came first; the job is dismissed then. `report`
-    /// is told how far it is, and how far it goes.
+    /// Waits until the job ended, and dismisses it. `report` is told how far it is, and how far it goes.
     ///
     /// Asked to stop, or out of time, it has the job cancelled, waits for that, and says why. An error of the monitor leaves
     /// the job as it is: whoever undoes the operation cancels it, once QEMU answers again.
-    pub(crate) async fn until_ready<V: Visits>(
-        &mut self,
-        op: &mut V,
-        report: impl FnMut(u64, u64) + Send,
-    ) -> Result<Option<End>, Error> {
-        self.follow(op, report, JobState::is_ready).await
-    }
-
-    /// Waits until the job ended, and dismisses it. As [`until_ready`](Self::until_ready).
     pub(crate) async fn finish<V: Visits>(
         &mut self,
         op: &mut V,
-        report: impl FnMut(u64, u64) + Send,
-    ) -> Result<End, Error> {
-        let ended = self.follow(op, report, |_| false).await?;
-        Ok(ended.unwrap_or(End::Unknown))
-    }
-
-    async fn follow<V: Visits>(
-        &mut self,
-        op: &mut V,
         mut report: impl FnMut(u64, u64) + Send,
-        is_enough: fn(&JobState) -> bool,
-    ) -> Result<Option<End>, Error> {
+    ) -> Result<End, Error> {
         let began = Instant::now();
         let mut why_stopped = None;
         let mut next = Next::Ask;
         loop {
             next = match next {
-                Next::Wait if why_stopped.is_none() && is_enough(&self.state) => return Ok(None),
                 Next::Wait => {
                     if why_stopped.is_none()
                         && let Some(error) = must_stop(op, began)
@@ -108,11 +85,11 @@ impl JobWatch {
                     self.state.take(&Seen::Dismissed)
                 }
                 Next::Stop => {
-                    return match (self.state.end(), why_stopped) {
-                        // It was too late to stop it.
-                        (Some(End::Done), _) => Ok(Some(End::Done)),
-                        (_, Some(error)) => Err(error),
-                        (end, None) => Ok(end.cloned()),
+                    let end = self.state.end().cloned().unwrap_or(End::Unknown);
+                    return match why_stopped {
+                        // Else it was too late to stop it.
+                        Some(error) if end != End::Done => Err(error),
+                        _ => Ok(end),
                     };
                 }
             };

@@ -20,6 +20,7 @@ use crate::domain::{Domain, Inner};
 use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 use crate::guest::Guest;
+use crate::ops::block_jobs::refuse_beside;
 use crate::ops::plug::{label, on_its_way};
 use crate::ops::visit::{Visits, describe};
 use crate::ops::{Op, start::as_it_runs};
@@ -202,10 +203,25 @@ async fn remove_behind(op: &mut Op, part: &Part) -> Result<(), Error> {
     }
 }
 
-/// Refuses to take the guest elsewhere while it is not settled whether something was plugged into it.
+/// Refuses to take the guest elsewhere while something is being done to its parts: a block job is at a disk, or it is not
+/// settled whether something was plugged in.
 pub(crate) async fn refuse_unsettled(domain: &Domain) -> Result<(), Error> {
+    refuse_beside(domain, None).await?;
     let moving = domain.0.moving().await;
     match moving.iter().find(|moving| moving.way == Way::In) {
+        Some(moving) => Err(on_its_way(moving).into()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses to work on a part that is on its way.
+pub(crate) async fn refuse_unsettled_part(
+    domain: &Domain,
+    kind: PartKind,
+    name: &str,
+) -> Result<(), Error> {
+    let moving = domain.0.moving().await;
+    match moving.iter().find(|moving| moving.part.is(kind, name)) {
         Some(moving) => Err(on_its_way(moving).into()),
         None => Ok(()),
     }

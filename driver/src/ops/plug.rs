@@ -24,6 +24,7 @@ use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::events::{Notice, Subscription, What};
 use crate::guest::{Disk, Guest, Network, NetworkBackend};
+use crate::ops::block_jobs::refuse_beside;
 use crate::ops::parts::{is_there, settle};
 use crate::ops::save::blocking;
 use crate::ops::start::as_it_runs;
@@ -241,6 +242,9 @@ async fn ask(op: &mut Op, kind: PartKind, name: &str, scope: Scope) -> Result<()
     if part.slot().is_none() {
         let (kind, text) = (kind.name(), "is in no slot, and stays where it is");
         return Err(Cause::State(format!("{kind} \"{name}\" {text}")).into());
+    }
+    if kind == PartKind::Disk {
+        refuse_beside(op.domain(), Some(name)).await?;
     }
     let device = part.device();
     let before = op.domain().0.moving().await;

@@ -33,6 +33,7 @@ use crate::domain::{Domain, Live, STDERR, reap};
 use crate::error::{Cause, Error, ErrorKind, io as failed_to};
 use crate::events::What;
 use crate::logs;
+use crate::ops::block_jobs::track_again;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::dump::over as dump_over;
 use crate::ops::save::{blocking, end as end_saved, stop_writing};
@@ -151,6 +152,8 @@ fn begin(context: &Arc<Context>, domain: Domain, record: Running) {
         decided: false,
     });
     let job = restored.expect("nobody else knows the domain yet");
+    // They take jobs, and wait for this one.
+    track_again(&domain, &record);
     context.recoveries.tasks.spawn(async move {
         let context = domain.0.context.clone();
         let parting = context.parting.clone();
