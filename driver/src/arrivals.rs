@@ -204,7 +204,9 @@ impl DestinationHost for Arrivals {
     }
 
     async fn load(&self, step: Step) -> Result<Load, HostError> {
+        let arrival = self.find(step.migration);
         loop {
+            let changes = arrival.as_ref().map(|arrival| arrival.domain.changes());
             match self.look(step).await.map_err(HostError::new)? {
                 CopyState::Complete
                 | CopyState::Switched
@@ -218,7 +220,10 @@ impl DestinationHost for Arrivals {
                 CopyState::Incoming if Instant::now() + POLL >= step.deadline => {
                     return Ok(Load::Loading);
                 }
-                CopyState::Incoming => sleep(POLL).await,
+                CopyState::Incoming => match changes {
+                    Some(mut changes) => changes.wait(POLL).await,
+                    None => sleep(POLL).await,
+                },
             }
         }
     }

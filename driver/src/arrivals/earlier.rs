@@ -64,7 +64,7 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
 /// Sees to it that nothing is left of one that is not the guest.
 pub(super) async fn discard(context: &Context, step: Step) -> Result<(), Error> {
     match look(context, step).await? {
-        CopyState::Gone(_) => return Ok(()),
+        CopyState::Gone(_) => return forget(context, step).await,
         CopyState::Incoming | CopyState::Complete => {}
         _ => return Err(Cause::State("it may be the guest".into()).into()),
     }
@@ -83,7 +83,17 @@ pub(super) async fn discard(context: &Context, step: Step) -> Result<(), Error> 
     if let (Some(live), Some(domain)) = (ended, domain) {
         cleaned_up(&domain, &live, step.deadline).await?;
     }
-    Ok(())
+    forget(context, step).await
+}
+
+/// Nobody here may start what was known of a guest for its arrival alone: it is another host's.
+async fn forget(context: &Context, step: Step) -> Result<(), Error> {
+    match context.registry.by_uuid(step.domain).map(Domain) {
+        Some(domain) if !domain.records().persistent && domain.0.live().is_none() => {
+            domain.remove_after_job(step.deadline).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Works under the job of a guest that arrives.

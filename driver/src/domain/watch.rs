@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::state::Observed;
 use super::{Domain, Inner};
@@ -49,6 +51,26 @@ impl Watch {
             let observed = watch.next().await?;
             Some((observed, watch))
         })
+    }
+}
+
+/// Whether anything was observed of a guest since, for whoever asks its QEMU again then.
+pub(crate) struct Changes(watch::Receiver<u64>);
+
+impl Domain {
+    /// Learns of what is observed from now on.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.0.board.changes())
+    }
+}
+
+impl Changes {
+    /// Waits until something was observed, or so long.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn wait(&mut self, limit: Duration) {
+        // Nothing for so long is a reason to ask as well.
+        let _late = timeout(limit, self.0.changed()).await;
     }
 }
 

@@ -5,17 +5,14 @@
 
 mod bygone;
 mod leaving;
+mod threshold;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use job_core::{AsyncKind, Guard};
 use remote_migrate::verdict::Ruling;
-use remote_migrate::{
-    Answer, Call as Asked, Control, Journal, Limits, MigrationId, Peer, PeerError, Plan, Record,
-    Report, Request, Side,
-};
+use remote_migrate::{Control, Journal, Limits, MigrationId, Peer, Plan, Record, Report, Side};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -30,6 +27,7 @@ use crate::ops::{AsyncOp, Call};
 
 use bygone::Bygone;
 use leaving::Leaving;
+use threshold::{Asked, Noted};
 
 /// How a guest is moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,13 +70,17 @@ impl Domain {
         let domain = self.clone();
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::MigrationOut.default_mask();
+            let again = peer.clone();
             let work = move |op: AsyncOp| leave(op, peer, options);
             let live = domain.0.live();
             let moved = domain
                 .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
                 .await;
             domain.0.context.settling.left(domain.uuid());
-            let moved = moved?;
+            let Some(moved) = moved? else {
+                let recovered = domain.recover_within(again, Limits::default());
+                return recovered.until(deadline).await;
+            };
             gone_with(&domain, live, deadline).await?;
             Ok(moved)
         })
@@ -107,13 +109,7 @@ impl Domain {
         self.settle(move |op, migration| async move {
             let journal = op.domain().0.context.journal.clone();
             let op = Mutex::new(op);
-            let (host, peer) = (
-                Leaving::without_options(&op),
-                Held {
-                    op: &op,
-                    peer: &*peer,
-                },
-            );
+            let (host, peer) = (Leaving::without_options(&op), Asked::again(&op, &*peer));
             let control = Control::new();
             let recovered =
                 remote_migrate::recover(migration, limits, &host, &peer, &*journal, &control);
@@ -197,7 +193,12 @@ pub(crate) async fn resolve_bygone(
     remote_migrate::resolve(migration, ruling, limits, &host, &*context.journal).await
 }
 
-async fn leave(op: AsyncOp, peer: Arc<dyn Peer>, options: MigrateOptions) -> Result<Report, Error> {
+/// Moves it. Nothing, if it has moved and only the next job of the domain can write that down.
+async fn leave(
+    op: AsyncOp,
+    peer: Arc<dyn Peer>,
+    options: MigrateOptions,
+) -> Result<Option<Report>, Error> {
     let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
     let mut plan = Plan::new(op.domain().uuid());
     if let Some(there) = &options.there {
@@ -209,48 +210,22 @@ async fn leave(op: AsyncOp, peer: Arc<dyn Peer>, options: MigrateOptions) -> Res
     let control = Control::new();
     let token = op.job.token();
     let op = Mutex::new(op);
-    let host = Leaving { op: &op, options };
-    let peer = Held {
-        op: &op,
-        peer: &*peer,
-    };
-    let moving = remote_migrate::migrate(&plan, &host, &peer, &*journal, &control);
+    let host = Leaving::new(&op, options);
+    let (peer, journal) = (Asked::first(&op, &*peer), Noted::new(&op, &*journal));
+    let moving = remote_migrate::migrate(&plan, &host, &peer, &journal, &control);
     tokio::pin!(moving);
-    let moved = tokio::select! {
-        moved = &mut moving => moved,
-        _ = token.stop() => {
-            // Too late is an answer too: the migration goes on then, and says how it ended.
-            let _answer = control.cancel();
-            moving.await
+    let moved = async {
+        tokio::select! {
+            moved = &mut moving => moved,
+            _ = token.stop() => {
+                // Too late is an answer too: the migration goes on then, and says how it ended.
+                let _answer = control.cancel();
+                moving.await
+            }
         }
     };
-    Ok(moved.map_err(Cause::Migrate)?)
-}
-
-/// The peer, asked while the job is held.
-struct Held<'a> {
-    op: &'a Mutex<AsyncOp>,
-    peer: &'a dyn Peer,
-}
-
-#[async_trait]
-impl Peer for Held<'_> {
-    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
-        let mut op = self.op.lock().await;
-        if request.call == Asked::Finish {
-            // It gives the guest away: nobody can take that back here.
-            op.job().pass_point_of_return();
-        }
-        let mut answer = None;
-        let asked = op
-            .job()
-            .remote(async { answer = Some(self.peer.ask(request.clone(), deadline).await) })
-            .await;
-        match (answer, asked) {
-            // The answer counts also when the guest died here meanwhile: it may live there. The phases look at it next.
-            (Some(answer), _) => answer,
-            // The guest was gone before: the question stands all the same, since the other side may have it.
-            (None, _) => self.peer.ask(request, deadline).await,
-        }
+    tokio::select! {
+        moved = moved => Ok(Some(moved.map_err(Cause::Migrate)?)),
+        () = host.stranded.notified() => Ok(None),
     }
 }

@@ -11,8 +11,8 @@ use remote_migrate::{
     Begun, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Ran, Record, RunState, Side,
     SourceHost, Step, Transfer,
 };
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, timeout};
 
 use super::{Bring, MigrateOptions, Moving};
 use crate::domain::state::Run;
@@ -22,7 +22,7 @@ use crate::ops::parts::refuse_unsettled;
 use crate::ops::start::as_it_runs;
 use crate::records::Work;
 
-/// How often QEMU is asked how far it is.
+/// How often QEMU is asked how far it is, where none of its events comes first.
 const POLL: Duration = Duration::from_millis(100);
 /// The name under which QEMU keeps the connection.
 const FD_NAME: &str = "vmwright-migrate";
@@ -34,13 +34,22 @@ const BANDWIDTH: u64 = 128 << 20;
 pub(super) struct Leaving<'a> {
     pub(super) op: &'a Mutex<AsyncOp>,
     pub(super) options: MigrateOptions,
+    /// Told when it cannot be brought to its end under this job.
+    pub(super) stranded: Notify,
 }
 
 impl<'a> Leaving<'a> {
+    pub(super) fn new(op: &'a Mutex<AsyncOp>, options: MigrateOptions) -> Self {
+        Self {
+            op,
+            options,
+            stranded: Notify::new(),
+        }
+    }
+
     /// For a guest whose memory is not sent again.
     pub(super) fn without_options(op: &'a Mutex<AsyncOp>) -> Self {
-        let options = MigrateOptions::default();
-        Self { op, options }
+        Self::new(op, MigrateOptions::default())
     }
 }
 
@@ -90,7 +99,14 @@ impl SourceHost for Leaving<'_> {
         op.set_phase("confirm");
         match outcome {
             Outcome::Kept(run) => keep(&mut op, run).await,
-            Outcome::Released => release(&mut op, step.migration).await,
+            Outcome::Released => {
+                let released = release(&mut op, step.migration).await;
+                if released.is_err() && op.job.check().is_err() {
+                    // Its QEMU ended first. It can be written down under a job of the next generation, which waits for ours.
+                    self.stranded.notify_one();
+                }
+                released
+            }
         }
         .map_err(HostError::new)
     }
@@ -177,6 +193,7 @@ impl Leaving<'_> {
             .await?;
         drop(monitor);
         loop {
+            let mut changes = op.domain().changes();
             let info = op.monitor().await?.execute(command::QueryMigrate).await?;
             if let Some(ram) = &info.ram {
                 meter.report(Transfer {
@@ -196,7 +213,7 @@ impl Leaving<'_> {
                         .unwrap_or_else(|| "QEMU gave it up without a reason".into());
                     return Err(Cause::Failed(reason).into());
                 }
-                None => sleep(POLL).await,
+                None => changes.wait(POLL).await,
             }
         }
     }
@@ -208,17 +225,13 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     let info = op.monitor().await?.execute(command::QueryMigrate).await?;
     if is_over(info.status.as_ref()).is_none() {
         op.monitor().await?.execute(command::MigrateCancel).await?;
-        while is_over(
-            op.monitor()
-                .await?
-                .execute(command::QueryMigrate)
-                .await?
-                .status
-                .as_ref(),
-        )
-        .is_none()
-        {
-            sleep(POLL).await;
+        loop {
+            let mut changes = op.domain().changes();
+            let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+            if is_over(info.status.as_ref()).is_some() {
+                break;
+            }
+            changes.wait(POLL).await;
         }
     }
     let monitor = op.monitor().await?;
