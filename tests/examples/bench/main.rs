@@ -1,12 +1,14 @@
 //! How long does a driver take to tell everybody that a guest died, what does one stopped guest cost another, how soon is
-//! a guest started, destroyed and found again, and what do ten thousand domains cost?
+//! a guest started, destroyed and found again, and what do ten thousand domains cost? What a move costs is in `migrate.rs`.
 //!
-//! Called by `cargo xtask bench driver [--short]`, which sets where QEMU is.
+//! Called by `cargo xtask bench driver|migrate [--short]`, which sets where QEMU is.
 
+mod bare;
 mod fakes;
 mod figures;
 mod fleet;
 mod life;
+mod migrate;
 #[path = "../../suite/rig.rs"]
 mod rig;
 
@@ -36,14 +38,17 @@ async fn main() -> ExitCode {
     }
     let (flags, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.starts_with('-'));
     let is_short = flags.iter().any(|flag| *flag == "--short");
-    let parts = match &names[..] {
-        [name, parts @ ..] if *name == "driver" => parts,
+    let (name, parts) = match &names[..] {
+        [name, parts @ ..] if *name == "driver" => ("driver", parts),
+        [name] if *name == "migrate" => ("migrate", &[][..]),
         _ => {
-            eprintln!("bench: knows `driver [PART...]`, not {names:?}");
+            eprintln!("bench: knows `driver [PART...]` and `migrate`, not {names:?}");
             return ExitCode::from(2);
         }
     };
-    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| *wanted == part);
+    let is_wanted = |part: &str| {
+        name == "driver" && (parts.is_empty() || parts.iter().any(|wanted| *wanted == part))
+    };
     let env = match Env::find() {
         Ok(env) => env,
         Err(missing) => {
@@ -51,8 +56,11 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut figures = Figures::new("driver");
+    let mut figures = Figures::new(name);
     let rounds = if is_short { 5 } else { 25 };
+    if name == "migrate" {
+        migrate::run(&env, &mut figures, is_short).await;
+    }
     // First, while this process has no memory to give back that it had for anything else.
     if is_wanted("fleet") {
         fleet::run(&mut figures, limit, is_short).await;

@@ -1,0 +1,311 @@
+//! What does it cost to have a guest moved by drivers, beside a plain script that talks to the same QEMUs? And does a
+//! migration under way cost whoever asks the guest something, or wants it to stop?
+//!
+//! Two drivers with a wire between them, and a pair of bare QEMUs; each has one guest, of the same image. The guests move in
+//! turn, there and back, so that both meet the same machine.
+
+use std::future::IntoFuture;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use driver::{Domain, Door, Guest, MigrateOptions, Notice, StartOptions, Subscription, What};
+use remote_migrate::wire::{AllowList, Options, UnixDial, WirePeer};
+use tokio::time::Instant as Clock;
+
+use crate::bare::{Bare, Line, Times, now};
+use crate::figures::{Bar, Figures};
+use crate::rig::{Env, Rig};
+use crate::{SECOND, ms, quantile};
+
+/// Bytes a second: about five seconds for the guest, and as fast as it goes.
+const SLOW: u64 = 20 << 20;
+const FAST: u64 = 100 << 30;
+
+pub(crate) async fn run(env: &Env, figures: &mut Figures, is_short: bool) {
+    let rounds = if is_short { 3 } else { 10 };
+    let mut pair = Pair::new(env).await;
+    let line = Line::of(pair.pid(), pair.rigs[0].dir.path());
+    let mut bare = Some(Bare::boot(&line));
+    // The bare guest boots as long as the other one did, and then both are idle.
+    tokio::time::sleep(10 * SECOND).await;
+
+    moves(
+        figures,
+        "unthrottled",
+        FAST,
+        1.5,
+        rounds,
+        &mut pair,
+        &mut bare,
+    )
+    .await;
+    moves(
+        figures,
+        "at-20-mb-s",
+        SLOW,
+        1.05,
+        rounds,
+        &mut pair,
+        &mut bare,
+    )
+    .await;
+    let mut bare = bare.expect("the last one runs");
+    cancels(figures, rounds.min(5), &pair, &mut bare).await;
+    queries(figures, if is_short { 100 } else { 400 }, &pair).await;
+}
+
+/// Two drivers, a guest at one of them, and a second monitor of its QEMU.
+struct Pair {
+    rigs: [Rig; 2],
+    options: Options,
+    raw: UnixListener,
+    domain: Domain,
+    at: usize,
+}
+
+impl Pair {
+    async fn new(env: &Env) -> Self {
+        let rigs = [Rig::new(env), Rig::new(env)];
+        let uid = rustix::process::getuid().as_raw();
+        let options = Options::new(AllowList::nobody().uid(uid));
+        for rig in &rigs {
+            let listener = tokio::net::UnixListener::bind(rig.dir.path().join("wire"));
+            let door = Door::unix(listener.expect("a socket can be made"));
+            rig.driver.serve_migrations(door, options.clone());
+        }
+        let path = rigs[0].dir.path().join("raw");
+        let raw = UnixListener::bind(&path).expect("a socket can be made");
+        let guest = rigs[0].guest("moves");
+        let chardev = format!("socket,id=raw,path={}", path.display());
+        let extra = ["-chardev", &chardev, "-mon", "chardev=raw,mode=control"];
+        let guest = Guest {
+            extra_arguments: extra.map(str::to_owned).to_vec(),
+            ..guest
+        };
+        let domain = rigs[0].driver.start(guest, StartOptions::default()).await;
+        let domain = domain.expect("it starts");
+        let booted = domain.wait_agent().deadline(60 * SECOND).await;
+        booted.expect("it boots");
+        Self {
+            rigs,
+            options,
+            raw,
+            domain,
+            at: 0,
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.domain.observed().pid.expect("it runs")
+    }
+
+    fn peer(&self) -> Arc<WirePeer> {
+        let there = self.rigs[1 - self.at].dir.path().join("wire");
+        Arc::new(WirePeer::new(UnixDial::new(there), self.options.clone()))
+    }
+
+    async fn migrate(&mut self, bandwidth: u64) -> Times {
+        let mut here = self.rigs[self.at].driver.subscribe();
+        let mut there = self.rigs[1 - self.at].driver.subscribe();
+        let began = now();
+        let moved = self.domain.migrate(self.peer(), with(bandwidth)).await;
+        moved.expect("it moves");
+        let stopped = told(&mut here, "STOP").await;
+        let resumed = told(&mut there, "RESUME").await;
+        self.at = 1 - self.at;
+        let domain = self.rigs[self.at].driver.by_uuid(self.domain.uuid());
+        self.domain = domain.expect("it is there");
+        Times {
+            began,
+            stopped,
+            resumed,
+        }
+    }
+}
+
+fn with(bandwidth: u64) -> MigrateOptions {
+    MigrateOptions {
+        bandwidth: Some(bandwidth),
+        ..MigrateOptions::default()
+    }
+}
+
+/// When QEMU told of that event, by its own clock.
+async fn told(news: &mut Subscription, name: &str) -> Duration {
+    loop {
+        if let Notice::News { news, .. } = news.next().await
+            && let What::Qemu(event) = &news.what
+            && event.name == name
+        {
+            let at = event
+                .timestamp
+                .to_system_time()
+                .unwrap_or(SystemTime::UNIX_EPOCH);
+            return at.duration_since(UNIX_EPOCH).expect("it is past 1970");
+        }
+    }
+}
+
+/// Both guests move in turn.
+async fn moves(
+    figures: &mut Figures,
+    name: &str,
+    bandwidth: u64,
+    bar: f64,
+    rounds: usize,
+    pair: &mut Pair,
+    bare: &mut Option<Bare>,
+) {
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        ours.push(pair.migrate(bandwidth).await);
+        let qemu = bare.take().expect("one runs");
+        let (there, times) = tokio::task::block_in_place(|| qemu.migrate(bandwidth));
+        *bare = Some(there);
+        floor.push(times);
+    }
+    let median = |all: &[Times], of: fn(Times) -> Duration| {
+        quantile(&mut all.iter().copied().map(of).collect::<Vec<_>>(), 0.5)
+    };
+    let (took, least) = (median(&ours, Times::took), median(&floor, Times::took));
+    figures.put(
+        &format!("{name}-call-to-resume-bare"),
+        ms(least),
+        "ms",
+        Bar::None,
+    );
+    figures.put(&format!("{name}-call-to-resume"), ms(took), "ms", Bar::None);
+    let ratio = took.as_secs_f64() / least.as_secs_f64();
+    figures.put(&format!("{name}-ratio"), ratio, "x", Bar::AtMost(bar));
+    let (still, least) = (
+        median(&ours, Times::stood_still),
+        median(&floor, Times::stood_still),
+    );
+    figures.put(&format!("{name}-stopped-bare"), ms(least), "ms", Bar::None);
+    figures.put(&format!("{name}-stopped"), ms(still), "ms", Bar::None);
+    let beyond = ms(still) - ms(least);
+    figures.put(
+        &format!("{name}-stopped-beyond-bare"),
+        beyond,
+        "ms",
+        Bar::AtMost(10.0),
+    );
+}
+
+/// From the order to stop until the call that migrates has returned, beside QEMU's own time.
+async fn cancels(figures: &mut Figures, rounds: usize, pair: &Pair, bare: &mut Bare) {
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let moving = begun(pair).await;
+        tokio::time::sleep(SECOND).await;
+        let began = Instant::now();
+        pair.domain
+            .cancel_job("bench")
+            .expect("it can be cancelled");
+        let moved = moving.await.expect("no panic");
+        moved.expect_err("it was cancelled");
+        ours.push(began.elapsed());
+        floor.push(tokio::task::block_in_place(|| bare.cancel(SLOW, SECOND)));
+    }
+    let (took, least) = (quantile(&mut ours, 0.5), quantile(&mut floor, 0.5));
+    figures.put("cancel-bare", ms(least), "ms", Bar::None);
+    figures.put("cancel", ms(took), "ms", Bar::None);
+    figures.put(
+        "cancel-beyond-bare",
+        ms(took) - ms(least),
+        "ms",
+        Bar::AtMost(50.0),
+    );
+}
+
+type Moving = tokio::task::JoinHandle<Result<remote_migrate::Report, driver::Error>>;
+
+/// A migration whose memory moves, slowly.
+async fn begun(pair: &Pair) -> Moving {
+    let moving = tokio::spawn(pair.domain.migrate(pair.peer(), with(SLOW)).into_future());
+    let is_active = |seen: &driver::Observed| {
+        seen.migration == Some(monitor_qmp::command::MigrationStatus::Active)
+    };
+    let active = pair
+        .domain
+        .wait_for(is_active, Clock::now() + 20 * SECOND)
+        .await;
+    active.expect("memory moves");
+    moving
+}
+
+/// The same question by the driver and over a second monitor, in turn, while memory moves.
+async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
+    let mut raw = Raw::accept(&pair.raw, pair.pid());
+    let moving = begun(pair).await;
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let began = Instant::now();
+        pair.domain.query_status().await.expect("it answers");
+        ours.push(began.elapsed());
+        floor.push(tokio::task::block_in_place(|| raw.query_status()));
+    }
+    pair.domain.cancel_job("bench").expect("memory moves still");
+    moving
+        .await
+        .expect("no panic")
+        .expect_err("it was cancelled");
+    for (part, at) in [("p50", 0.5), ("p95", 0.95)] {
+        let (took, least) = (quantile(&mut ours, at), quantile(&mut floor, at));
+        figures.put(&format!("query-raw-{part}"), ms(least), "ms", Bar::None);
+        figures.put(&format!("query-{part}"), ms(took), "ms", Bar::None);
+        let ratio = took.as_secs_f64() / least.as_secs_f64();
+        let bar = if part == "p50" {
+            Bar::AtMost(1.2)
+        } else {
+            Bar::None
+        };
+        figures.put(&format!("query-ratio-{part}"), ratio, "x", bar);
+    }
+}
+
+/// A second monitor of a QEMU, without anything around it.
+struct Raw {
+    input: UnixStream,
+    output: BufReader<UnixStream>,
+}
+
+impl Raw {
+    /// That of this process, among all that have dialled.
+    fn accept(listener: &UnixListener, pid: u32) -> Self {
+        loop {
+            let (input, _) = listener.accept().expect("it has dialled");
+            let peer = rustix::net::sockopt::socket_peercred(&input).expect("it is a process");
+            if peer.pid.as_raw_nonzero().get().unsigned_abs() != pid {
+                continue;
+            }
+            let output = BufReader::new(input.try_clone().expect("a socket has two ends"));
+            let mut raw = Self { input, output };
+            raw.line();
+            raw.ask("qmp_capabilities");
+            return raw;
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("it answers");
+        line
+    }
+
+    fn ask(&mut self, command: &str) {
+        let request = format!("{{\"execute\":\"{command}\"}}\r\n");
+        self.input
+            .write_all(request.as_bytes())
+            .expect("it listens");
+        while !self.line().starts_with("{\"return\"") {}
+    }
+
+    fn query_status(&mut self) -> Duration {
+        let began = Instant::now();
+        self.ask("query-status");
+        began.elapsed()
+    }
+}
