@@ -1,24 +1,33 @@
-//! `faults daemon [--runs N] [--seed S] [--from K] [--short]`: a daemon with a real guest, killed inside every kind of
-//! operation. What is random follows from the seed; a campaign that was cut short goes on `--from` the run it came to.
+//! `faults daemon|migrate [--runs N] [--seed S] [--from K] [--short]`: a daemon with a real guest, killed inside every kind
+//! of operation, and two daemons with a guest on its way between them. What is random follows from the seed; a campaign that
+//! was cut short goes on `--from` the run it came to.
 
 use crate::error::Failure;
 use crate::figures;
 use crate::rig::Rig;
 
-/// Each cell twice, within two minutes on two cores.
-const SHORT: [&str; 2] = ["--runs", "36"];
+/// A campaign: its name, the program that is it, and what its short form passes on.
+const CAMPAIGNS: [(&str, &str, &[&str]); 2] = [
+    // Each cell twice, within two minutes on two cores.
+    ("daemon", "faults", &["--runs", "36"]),
+    // A few faults in every phase, as often.
+    ("migrate", "faults-migrate", &["--short"]),
+];
 
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
-    let Some(("daemon", rest)) = arguments
-        .split_first()
-        .map(|(name, rest)| (name.as_str(), rest))
-    else {
-        return Err(Failure::Usage("faults takes 'daemon'".to_owned()));
+    let named = arguments.split_first().and_then(|(name, rest)| {
+        let campaign = CAMPAIGNS.iter().find(|campaign| campaign.0 == name)?;
+        Some((campaign, rest))
+    });
+    let Some(((name, example, short), rest)) = named else {
+        return Err(Failure::Usage(
+            "faults takes 'daemon' or 'migrate'".to_owned(),
+        ));
     };
     let (mut passed, mut words) = (Vec::new(), rest.iter().map(String::as_str));
     while let Some(word) = words.next() {
         match word {
-            "--short" => passed.extend(SHORT),
+            "--short" => passed.extend(*short),
             "--runs" | "--seed" | "--from" => {
                 let number = words.next().filter(|number| number.parse::<u64>().is_ok());
                 let number =
@@ -35,8 +44,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         "--package",
         "tests",
         "--example",
-        "faults",
+        example,
         "--",
     ]);
-    figures::collect(campaign.args(passed), "faults-daemon")
+    figures::collect(campaign.args(passed), &format!("faults-{name}"))
 }

@@ -75,8 +75,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "faults",
-        arguments: "daemon [--runs N] [--seed S] [--from K] [--short]",
-        about: "a daemon with a real guest, killed at any instant and started again",
+        arguments: "daemon|migrate [--runs N] [--seed S] [--from K] [--short]",
+        about: "daemons with a real guest, or one on its way between two: killed, cut off, and whole again",
         run: faults::run,
     },
     Task {

@@ -1,0 +1,215 @@
+//! Two daemons on two hosts, a guest on its way from one to the other, and whatever can go wrong in each of its phases.
+//!
+//! ```text
+//!  host a (namespace)            cable            host b (namespace)         the campaign
+//!  daemon ─ QEMU  ◄──────── requests, memory ───────► daemon ─ QEMU      kills, stops, cuts, fills, reboots
+//!    │        │                                         │       │
+//!   disk      └────────── one console, one witness ─────┴───────┘ ◄──── looks
+//! ```
+//!
+//! A run counts once its fault has come in its phase; until then it is tried again. The seed and the number of a run decide
+//! all that is random in it. Called by `cargo xtask faults migrate`, which finds QEMU and builds the guest.
+
+mod bed;
+mod cells;
+mod daemon;
+mod gate;
+mod host;
+mod judge;
+mod lab;
+#[path = "../../suite/rig.rs"]
+mod rig;
+mod strike;
+mod witness;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use bed::Bed;
+use cells::{Cell, cells};
+use fastrand::Rng;
+use judge::End;
+use lab::Lab;
+use rig::Env;
+use strike::Struck;
+
+/// What the guest is called.
+pub(crate) const NAME: &str = "web";
+/// A fault that does not come where it was meant to is tried again so often.
+const TRIES: u32 = 10;
+/// One run takes at most so long, from the order to move to the last word.
+const CAP: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match &arguments[..] {
+        [word, dir, host] if word == "--be-daemon" => {
+            let host = host.parse().map_err(|_| "which host?".to_owned());
+            host.and_then(|host| daemon::serve(Path::new(dir), host))
+        }
+        rest => campaign(rest),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("faults: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--runs N --seed S --from K --short`
+fn campaign(arguments: &[String]) -> Result<(), String> {
+    let number = |name: &str, default: u64| match arguments.iter().position(|word| word == name) {
+        None => Ok(default),
+        Some(place) => {
+            let value = arguments.get(place + 1).and_then(|word| word.parse().ok());
+            value.ok_or_else(|| format!("{name} takes a number"))
+        }
+    };
+    if let Some(lacks) = Lab::lacks() {
+        println!("skipped: faults migrate: {lacks}");
+        return Ok(());
+    }
+    let cells = cells(arguments.iter().any(|word| word == "--short"));
+    let runs = number("--runs", 2 * cells.len() as u64)?;
+    let (seed, from) = (number("--seed", 1)?, number("--from", 0)?);
+    let mut tally = Tally::new(&cells);
+    let began = Instant::now();
+    let mut bed = None;
+    for run in from..runs {
+        let place = (run % cells.len() as u64) as usize;
+        let cell = cells[place];
+        let mut random = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(run));
+        let on = match bed.take() {
+            Some(on) => on,
+            None => Made::new()?,
+        };
+        match one(on, cell, &mut random, &mut tally) {
+            Ok((on, end, what)) => {
+                tally.count(place, end);
+                println!("run {run:>3}  {cell:<40} {what}");
+                bed = Some(on);
+            }
+            Err(error) => {
+                // The next run gets hosts of its own, on which nothing is left of this one.
+                let failure = format!("run {run} of seed {seed}, {cell}: {error}");
+                println!("FAILED {failure}");
+                tally.failures.push(failure);
+            }
+        }
+    }
+    drop(bed);
+    let left = Lab::leftovers();
+    if !left.is_empty() {
+        return Err(format!("these namespaces are left: {left:?}"));
+    }
+    tally.print(&cells, runs - from, began.elapsed())
+}
+
+/// Two hosts, and the directory that all of theirs is in, which goes last.
+struct Made {
+    bed: Bed,
+    _dir: tempfile::TempDir,
+}
+
+impl Made {
+    fn new() -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        Ok(Self {
+            bed: Bed::new(Env::find()?, dir.path())?,
+            _dir: dir,
+        })
+    }
+}
+
+/// One run, tried until its fault comes in its phase. Yields how it ended, and that in words.
+fn one(
+    mut on: Made,
+    cell: Cell,
+    random: &mut Rng,
+    tally: &mut Tally,
+) -> Result<(Made, End, String), String> {
+    for _ in 0..TRIES {
+        let began = Instant::now();
+        let tried = attempt(&mut on.bed, cell, random);
+        let tried = tried.inspect_err(|_| print!("{}", on.bed.transcript()));
+        if let Some((end, point)) = tried? {
+            let took = began.elapsed().as_secs_f64();
+            return Ok((on, end, format!("{point:<32} {end:?} in {took:.1} s")));
+        }
+        tally.outside += 1;
+    }
+    Err("it never came in its phase".to_owned())
+}
+
+/// One run. Yields how it ended and where the fault came, if it came where it was meant to.
+fn attempt(bed: &mut Bed, cell: Cell, random: &mut Rng) -> Result<Option<(End, String)>, String> {
+    let points = cell.points();
+    let point = points[random.usize(..points.len())];
+    bed.set_up()?;
+    let deadline = Instant::now() + CAP;
+    let mut struck = Struck::default();
+    if bed.reach(point, random)? {
+        let at = |error| format!("at {point}: {error}");
+        struck = bed.strike(point, cell.fault, random).map_err(at)?;
+    }
+    let at = |error| format!("at {point}, {struck:?}: {error}");
+    let end = bed.judge(cell, struck, deadline).map_err(at)?;
+    bed.end_run().map_err(at)?;
+    Ok(struck.is_hit.then(|| (end, point.to_string())))
+}
+
+struct Tally {
+    hits: Vec<u64>,
+    ends: [u64; 3],
+    outside: u64,
+    failures: Vec<String>,
+}
+
+impl Tally {
+    fn new(cells: &[Cell]) -> Self {
+        Self {
+            hits: vec![0; cells.len()],
+            ends: [0; 3],
+            outside: 0,
+            failures: Vec::new(),
+        }
+    }
+
+    fn count(&mut self, place: usize, end: End) {
+        self.hits[place] += 1;
+        self.ends[end as usize] += 1;
+    }
+
+    fn print(&self, cells: &[Cell], runs: u64, took: Duration) -> Result<(), String> {
+        let outside = self.outside;
+        println!("\nhits of each cell; {outside} faults came outside their phase and do not count");
+        for (cell, hits) in cells.iter().zip(&self.hits) {
+            println!("{hits:>4}  {cell}");
+        }
+        let [one, lost, doubt] = self.ends;
+        println!("\n{one:>4}  exactly one runs");
+        println!("{lost:>4}  the only complete copy was killed, and the loss is named");
+        println!(
+            "{doubt:>4}  nobody ran, both sides named the migration, and then exactly one did"
+        );
+        let good = runs - self.failures.len() as u64;
+        let verdict = |is_kept| if is_kept { "ok" } else { "short" };
+        println!(
+            "figure faults-migrate {good} runs bar >= {runs} {}",
+            verdict(good == runs)
+        );
+        let least = self.hits.iter().min().copied().unwrap_or(0);
+        let wanted = if runs >= 2 * cells.len() as u64 { 2 } else { 0 };
+        let is_kept = verdict(least >= wanted);
+        println!("figure faults-migrate-least-hit {least} hits bar >= {wanted} {is_kept}");
+        println!("{good} of {runs} runs in {:.0} s", took.as_secs_f64());
+        if self.failures.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("these failed:\n{}", self.failures.join("\n")))
+        }
+    }
+}
