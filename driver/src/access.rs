@@ -16,7 +16,8 @@ use agent_qga::{Qga, QgaExt};
 use job_core::{AgentRight, Guard, JobKind, Label, Step};
 use monitor_qmp::{Command, Health, Qmp};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tracing::{Instrument, debug_span};
 
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
@@ -141,9 +142,14 @@ impl<'a> Monitor<'a> {
         command: Label,
         sent: impl Future<Output = Result<T, monitor_qmp::Error>>,
     ) -> Result<T, Error> {
+        let span = debug_span!("command", domain = %self.domain.0.name, command = %command);
         self.right.tell_command(Some(command));
-        let answer = sent.await;
+        let began = Instant::now();
+        let answer = sent.instrument(span).await;
         self.right.tell_command(None);
+        let failed = answer.as_ref().err().map(|error| error.effect().into());
+        let meter = &self.domain.0.context.meter;
+        meter.monitor.ended(began.elapsed(), failed);
         match answer {
             Ok(reply) => check(self.domain, &self.right).map(|()| reply),
             Err(error) => Err(self.verdict(error).await),
@@ -268,9 +274,14 @@ impl<'a, R: AgentRight> Agent<'a, R> {
         command: Label,
         sent: impl Future<Output = Result<T, agent_qga::Error>>,
     ) -> Result<T, Error> {
+        let span = debug_span!("command", domain = %self.domain.0.name, command = %command);
         self.right.tell_command(Some(command));
-        let answer = sent.await;
+        let began = Instant::now();
+        let answer = sent.instrument(span).await;
         self.right.tell_command(None);
+        let failed = answer.as_ref().err().map(|error| error.effect().into());
+        let meter = &self.domain.0.context.meter;
+        meter.agent.ended(began.elapsed(), failed);
         match answer {
             // Not checked again: the success of a shutdown is that the guest is gone.
             Ok(reply) => Ok(reply),

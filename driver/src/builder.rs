@@ -234,6 +234,7 @@ impl Builder {
             recoveries: Recoveries::default(),
             overdue: Overdue::new(),
             log: Arc::new(Log::new(DRIVER_LOG)),
+            meter: Arc::default(),
             registry: Registry::default(),
             tracker: TaskTracker::new(),
             closing: CancellationToken::new(),

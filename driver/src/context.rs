@@ -16,6 +16,7 @@ use transport_host::Transports;
 use crate::error::Cause;
 use crate::events::Log;
 use crate::landing::Landing;
+use crate::metrics::Meter;
 use crate::ops::recover::Recoveries;
 use crate::process::Launcher;
 use crate::registry::Registry;
@@ -87,6 +88,7 @@ pub(crate) struct Context {
     pub(crate) recoveries: Recoveries,
     pub(crate) overdue: Overdue,
     pub(crate) log: Arc<Log>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) registry: Registry,
     /// Operations. A shutdown waits for them.
     pub(crate) tracker: TaskTracker,

@@ -10,7 +10,7 @@ mod watch;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -25,6 +25,7 @@ use crate::context::Context;
 use crate::error::{Cause, Error};
 use crate::events::{Bound, Log, News, Subscription, What};
 use crate::guest::Guest;
+use crate::metrics::{Counts, Tally, one};
 use crate::ops::Deadline;
 use crate::ops::block_jobs::Tracks;
 use crate::ops::parts::Worker;
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     /// The description in it, for those who ask without waiting.
     description: Arc<Mutex<Option<Arc<Guest>>>>,
     log: Arc<Log>,
+    tally: Tally,
     /// What is left to do with parts that came or went.
     pub(crate) worker: Worker,
     /// The block jobs that are followed.
@@ -165,6 +167,15 @@ impl Domain {
             .scheduler
             .cancel_async(by)
             .map_err(|error| self.error("cancel the job of", error))
+    }
+
+    /// What was counted of this domain since this driver knows it; [`Driver::metrics`](crate::Driver::metrics) has all
+    /// together.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = self.0.tally.read();
+        counts.gaps = self.0.log.gaps();
+        counts
     }
 
     /// Follows what happens to this domain from now on.
@@ -276,6 +287,7 @@ impl Inner {
             running: Arc::default(),
             description: Arc::default(),
             log: Arc::new(Log::new(DOMAIN_LOG)),
+            tally: Tally::default(),
             worker: Worker::default(),
             block_jobs: Tracks::default(),
         })
@@ -301,6 +313,12 @@ impl Inner {
         self.scheduler.close();
         self.is_closed.store(true, Ordering::SeqCst);
         self.board.wake();
+    }
+
+    /// Counts one, of this domain and of all.
+    pub(crate) fn count(&self, of: impl Fn(&Tally) -> &AtomicU64) {
+        one(of(&self.tally));
+        one(of(&self.context.meter.tally));
     }
 
     /// Tells those who follow the domain or the driver.
@@ -374,5 +392,21 @@ impl Inner {
     /// Where the sockets and the log of its QEMU are.
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.context.run_dir.join(self.uuid.to_string())
+    }
+}
+
+/// Publishes who holds the domain, now and once more when it is dropped: after the guard, however that ends.
+pub(crate) struct Published(Arc<Inner>);
+
+impl Published {
+    pub(crate) fn new(domain: &Arc<Inner>) -> Self {
+        domain.publish_holder();
+        Self(domain.clone())
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        self.0.publish_holder();
     }
 }

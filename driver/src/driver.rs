@@ -16,6 +16,7 @@ use crate::domain::{Domain, Inner, Records, Row};
 use crate::error::{Cause, Error};
 use crate::events::{Subscription, What};
 use crate::guest::Guest;
+use crate::metrics::Metrics;
 use crate::ops::{Call, Deadline, Recovered, StartOptions, attach};
 use crate::registry::Taken;
 use crate::save_file::SaveFile;
@@ -230,6 +231,19 @@ impl Driver {
     pub fn list_of(&self, wanted: &Select) -> Vec<Row> {
         let rows = self.domains().into_iter().map(|domain| domain.row());
         rows.filter(|row| wanted.fits(row)).collect()
+    }
+
+    /// What all domains came to since this driver was built: jobs, commands, events. Waits for nobody; read it as often as
+    /// you like.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = self.context().meter.read();
+        let of_domains = self
+            .domains()
+            .into_iter()
+            .map(|domain| domain.counts().gaps);
+        metrics.counts.gaps = self.context().log.gaps() + of_domains.sum::<u64>();
+        metrics
     }
 
     /// What became of the guests that an earlier driver left, of the jobs that were at them, and of records that could

@@ -90,6 +90,26 @@ pub enum Effect {
     Unknown,
 }
 
+impl From<monitor_qmp::Effect> for Effect {
+    fn from(effect: monitor_qmp::Effect) -> Self {
+        match effect {
+            monitor_qmp::Effect::None => Self::None,
+            monitor_qmp::Effect::Refused => Self::Refused,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl From<agent_qga::Effect> for Effect {
+    fn from(effect: agent_qga::Effect) -> Self {
+        match effect {
+            agent_qga::Effect::None => Self::None,
+            agent_qga::Effect::Refused => Self::Refused,
+            agent_qga::Effect::Unknown => Self::Unknown,
+        }
+    }
+}
+
 /// Whose fault a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -233,16 +253,8 @@ impl Error {
     #[must_use]
     pub fn effect(&self) -> Effect {
         match &self.0.cause {
-            Cause::Monitor(error) => match error.effect() {
-                monitor_qmp::Effect::None => Effect::None,
-                monitor_qmp::Effect::Refused => Effect::Refused,
-                _ => Effect::Unknown,
-            },
-            Cause::Agent(error) => match error.effect() {
-                agent_qga::Effect::None => Effect::None,
-                agent_qga::Effect::Refused => Effect::Refused,
-                agent_qga::Effect::Unknown => Effect::Unknown,
-            },
+            Cause::Monitor(error) => error.effect().into(),
+            Cause::Agent(error) => error.effect().into(),
             Cause::Failed(_) => Effect::Refused,
             Cause::Gone(_) | Cause::TimedOut { .. } | Cause::Panicked(_) => Effect::Unknown,
             Cause::Migrate(error) if error.owner_now() == remote_migrate::Owner::InDoubt => {

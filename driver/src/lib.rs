@@ -109,6 +109,7 @@ mod journal;
 mod landing;
 mod logs;
 mod made;
+mod metrics;
 mod migrations;
 mod ops;
 mod parts;
@@ -136,12 +137,13 @@ pub use domain::{Domain, Records, Row, Watch};
 pub use driver::Driver;
 pub use error::{Blame, Effect, Error, ErrorKind};
 pub use events::{News, Notice, Subscription, What};
-pub use explain::Explanation;
+pub use explain::{AgentLink, Explanation, MonitorLink};
 pub use guest::{
     Accelerator, AgentChannel, Disk, DiskFormat, Guest, InvalidGuest, Kernel, Mac, Network,
     NetworkBackend, NetworkModel, Serial,
 };
 pub use landing::Landing;
+pub use metrics::{CommandMetrics, Counts, Histogram, JobMetrics, Metrics};
 pub use migrations::{Next, OpenMigration};
 pub use ops::{
     AgentOp, AsyncOp, Became, BlockJob, BlockJobState, Call, CommitOptions, Deadline, DumpFormat,

@@ -32,15 +32,17 @@ pub(crate) mod save;
 pub(crate) mod start;
 pub(crate) mod visit;
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
-use job_core::{AgentKind, Ask, AsyncJob, AsyncKind, Guard, JobKind, KindSet, Label, Outcome};
+use job_core::{
+    AgentKind, Ask, AsyncJob, AsyncKind, BeginError, Guard, JobKind, KindSet, Label, Outcome,
+};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, debug, info_span};
 
-use crate::domain::{Domain, Inner};
+use crate::domain::{Domain, Published};
 use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 use crate::ops::lent::{Ends, Lent};
@@ -92,9 +94,7 @@ impl Domain {
             .0
             .jobs
             .begin(Ask::new(owner.clone(), sleep_until(deadline)), kind);
-        let job = asked
-            .await
-            .map_err(|error| self.error(owner.clone(), error))?;
+        let job = self.granted(&owner, asked).await?;
         let domain = self.clone();
         self.on_own_task(owner, job, deadline, move |job| {
             body(Op {
@@ -133,9 +133,7 @@ impl Domain {
             .0
             .jobs
             .begin_agent(Ask::new(owner.clone(), sleep_until(deadline)), kind);
-        let job = asked
-            .await
-            .map_err(|error| self.error(owner.clone(), error))?;
+        let job = self.granted(&owner, asked).await?;
         let domain = self.clone();
         self.on_own_task(owner, job, deadline, move |job| {
             body(AgentOp {
@@ -176,9 +174,7 @@ impl Domain {
             self.0
                 .jobs
                 .begin_async(Ask::new(owner.clone(), sleep_until(patience)), kind, mask);
-        let job = asked
-            .await
-            .map_err(|error| self.error(owner.clone(), error))?;
+        let job = self.granted(&owner, asked).await?;
         self.run_with(owner, job, deadline, body).await
     }
 
@@ -207,6 +203,21 @@ impl Domain {
         .await
     }
 
+    /// Waits for a job that was asked for.
+    async fn granted<J>(
+        &self,
+        owner: &Label,
+        asked: impl Future<Output = Result<J, BeginError>>,
+    ) -> Result<J, Error> {
+        let began = Instant::now();
+        let granted = asked.await;
+        self.0.context.meter.asked(began.elapsed(), &granted);
+        granted.map_err(|error| {
+            debug!(domain = %self.0.name, owner = %owner, %error, "job not granted");
+            self.error(owner.clone(), error)
+        })
+    }
+
     /// Lends the job to `body` on a task of its own, and ends it with the outcome that body had.
     async fn on_own_task<J, T, F, B>(
         &self,
@@ -230,13 +241,13 @@ impl Domain {
         if self.0.context.closing.is_cancelled() {
             return Err(self.error(owner, Cause::ShuttingDown));
         }
-        let span = info_span!("operation", domain = %self.0.name, job = job.id(), owner = %owner);
+        let span = info_span!("operation", domain = %self.0.name, job = job.id(), kind = %job.kind(), owner = %owner);
         let (id, kind) = (job.id(), job.kind());
+        let began = Instant::now();
         let (domain, name) = (self.clone(), owner.clone());
         let work = async move {
             // First, so that it is dropped last, also when the work panics.
-            let _published = Published(domain.0.clone());
-            domain.0.publish_holder();
+            let _published = Published::new(&domain.0);
             let (lent, home) = Lent::new(job);
             let result = body(lent)
                 .await
@@ -249,6 +260,7 @@ impl Domain {
                 domain.0.job_is_over(id).await;
             }
             let outcome = outcome(result.as_ref().err());
+            domain.0.context.meter.ended(began.elapsed(), &outcome);
             let job = home.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(job) = job {
                 job.end(outcome.clone());
@@ -262,7 +274,6 @@ impl Domain {
             });
             result
         };
-        let began = Instant::now();
         let task = self.0.context.tracker.spawn(work.instrument(span));
         // What hangs where no deadline reaches (a file on a dead mount) keeps its job, but not its caller.
         let Ok(ended) = timeout_at(deadline + UNDOING, task).await else {
@@ -281,15 +292,6 @@ impl Domain {
                 Err(self.error(owner, Cause::Panicked(text)))
             }
         }
-    }
-}
-
-/// Publishes who holds the domain once the work is over, however it ends.
-struct Published(Arc<Inner>);
-
-impl Drop for Published {
-    fn drop(&mut self) {
-        self.0.publish_holder();
     }
 }
 

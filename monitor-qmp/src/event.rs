@@ -73,6 +73,9 @@ pub trait EventSink: Send + 'static {
         let _ = health;
     }
 
+    /// A reply came after its caller had left. Does nothing unless overridden.
+    fn late(&mut self) {}
+
     /// The connection ended. Called once, last, and before any waiting caller learns of it;
     /// never for a connection that could not be made.
     fn closed(&mut self, why: &Closed);

@@ -387,8 +387,16 @@ impl<K: EventSink> Ending<K> {
         }
     }
 
-    fn reply(&self, id: Id, refused: bool) -> Addressee<Waiter> {
-        self.shared.lock().reply(id, refused)
+    fn reply(&mut self, id: Id, refused: bool) -> Addressee<Waiter> {
+        let mut protocol = self.shared.lock();
+        let before = protocol.counters.late;
+        let addressee = protocol.reply(id, refused);
+        let is_late = protocol.counters.late > before;
+        drop(protocol);
+        if is_late {
+            self.sink.late();
+        }
+        addressee
     }
 
     fn report(&mut self, health: Health) {

@@ -91,14 +91,16 @@ async fn who_holds_a_guest_and_who_waits_is_told_in_words(rig: Rig) {
     assert!(jobs_until(&web, 5 * SECOND, |jobs| !jobs.waiting.is_empty()).await);
     let text = web.explain().to_string();
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 3, "{text}");
-    assert_eq!(lines[0], "\"web\" is running");
-    assert!(lines[1].starts_with("  normal held by modify ("), "{text}");
+    assert_eq!(lines.len(), 5, "{text}");
+    assert!(lines[0].starts_with("\"web\" is running for "), "{text}");
+    assert_eq!(lines[1], "  its monitor answers");
+    assert_eq!(lines[2], "  its agent has no channel that is known");
+    assert!(lines[3].starts_with("  normal held by modify ("), "{text}");
     assert!(
-        lines[2].starts_with("  waits  suspend for \"pause\", 0."),
+        lines[4].starts_with("  waits  suspend for \"pause\", 0."),
         "{text}"
     );
-    assert!(lines[2].ends_with("for \"nightly\""), "{text}");
+    assert!(lines[4].ends_with("for \"nightly\""), "{text}");
     end.send(()).expect("it is held");
     holding.await.expect("no panic").expect("it ends");
     waiting.await.expect("no panic").expect("its turn came");

@@ -21,6 +21,7 @@ mod jobs;
 mod lifecycle;
 mod migration;
 mod monitor;
+mod observability;
 mod plug;
 mod recovery;
 mod save;
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 21] = [
+    let modules: [(&str, harness::Tests); 22] = [
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
         ("bad_input", bad_input::TESTS),
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
         ("monitor", monitor::TESTS),
+        ("observability", observability::TESTS),
         ("plug", plug::TESTS),
         ("recovery", recovery::TESTS),
         ("save", save::TESTS),

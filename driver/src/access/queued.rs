@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use job_core::{AgentJob, AgentKind, Ask, BeginError, Guard, Label};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::domain::{Domain, EXIT_AFTER_EOF, Inner, Live};
+use crate::domain::{Domain, EXIT_AFTER_EOF, Inner, Live, Published};
 use crate::error::Cause;
 use crate::process::Process;
 
@@ -96,9 +96,19 @@ impl Queued {
 impl Qga for Queued {
     async fn call(&self, request: Request) -> Result<Reply, Error> {
         let began = Instant::now();
+        let domain = self.domain.upgrade();
+        // Before the job, so that it is dropped after it.
+        let mut _published = None;
         let (job, agent) = self.admitted(&request).await?;
+        _published = domain.as_ref().map(Published::new);
         job.tell_command(Some(request.name.to_string().into()));
-        match agent.call(request).await {
+        let sent = Instant::now();
+        let answer = agent.call(request).await;
+        if let Some(domain) = &domain {
+            let failed = answer.as_ref().err().map(|error| error.effect().into());
+            domain.context.meter.agent.ended(sent.elapsed(), failed);
+        }
+        match answer {
             Ok(reply) => Ok(reply),
             Err(error) => {
                 drop(job);

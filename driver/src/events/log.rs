@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::Stream;
@@ -18,6 +19,8 @@ pub(crate) struct Log {
     ring: Mutex<Ring>,
     /// How many were ever written, for those who wait for the next.
     written: watch::Sender<u64>,
+    /// How often a reader was told that it missed some.
+    gaps: AtomicU64,
 }
 
 /// How much a log keeps. The newest entry is kept whatever its size.
@@ -75,7 +78,13 @@ impl Log {
             bound,
             ring: Mutex::default(),
             written: watch::Sender::new(0),
+            gaps: AtomicU64::new(0),
         }
+    }
+
+    /// How often a reader was told that it missed some.
+    pub(crate) fn gaps(&self) -> u64 {
+        self.gaps.load(Ordering::Relaxed)
     }
 
     pub(crate) fn push(&self, news: Arc<News>) {
@@ -94,6 +103,7 @@ impl Log {
         let written = *self.written.borrow();
         let oldest = written - ring.entries.len() as u64;
         if cursor < oldest {
+            self.gaps.fetch_add(1, Ordering::Relaxed);
             return Some(Notice::Gap {
                 missed: oldest - cursor,
             });

@@ -5,6 +5,8 @@ use std::sync::{Arc, Weak};
 use agent_qga::Signal;
 use monitor_qmp::{Closed, DevicePath, Event, EventSink, Health, QmpEvent};
 
+use tracing::{trace, warn};
+
 use crate::domain::state::Observation;
 use crate::domain::{Inner, Live, resync};
 use crate::events::What;
@@ -31,6 +33,8 @@ impl EventSink for Pump {
         let (Some(domain), Some(live)) = (self.domain.upgrade(), self.live.upgrade()) else {
             return;
         };
+        domain.count(|tally| &tally.events);
+        trace!(domain = %domain.name, event = event.name, "QEMU tells");
         let typed = event.typed();
         domain.observe(Observation::Event(&typed, event.sequence));
         if let (Some(signal), Some(agent)) = (agent_signal(&typed), live.agent()) {
@@ -50,6 +54,11 @@ impl EventSink for Pump {
         let (Some(domain), Some(live)) = (self.domain.upgrade(), self.live.upgrade()) else {
             return;
         };
+        if health == Health::Unresponsive {
+            // Before it can be seen: who sees the silence finds it counted.
+            domain.count(|tally| &tally.silences);
+            warn!(domain = %domain.name, "QEMU is silent, also out of band");
+        }
         domain.observe(Observation::Health(health));
         if self.health == Health::Unresponsive && health == Health::Ok {
             // What happened while QEMU was silent is told by no event.
@@ -57,6 +66,12 @@ impl EventSink for Pump {
             tracker.spawn(async move { resync(&domain, &live).await });
         }
         self.health = health;
+    }
+
+    fn late(&mut self) {
+        if let Some(domain) = self.domain.upgrade() {
+            domain.count(|tally| &tally.late_replies);
+        }
     }
 
     fn closed(&mut self, _why: &Closed) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use job_core::{Ask, AsyncKind, GoneWhy, JobKind, KindSet};
 use monitor_qmp::{Health, command};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tracing::warn;
+use tracing::{Instrument, info_span, warn};
 
 use crate::domain::state::Run;
 use crate::domain::{Domain, Live};
@@ -28,7 +28,8 @@ impl Domain {
         Call::new(
             self.0.context.defaults.destroy,
             move |deadline| async move {
-                let work = end(domain.clone(), deadline);
+                let span = info_span!("operation", domain = %domain.0.name, owner = "destroy");
+                let work = end(domain.clone(), deadline).instrument(span);
                 match domain.0.context.tracker.spawn(work).await {
                     Ok(result) => {
                         result.map_err(|error| error.told_of(&"destroy".into(), &domain.0.name))

@@ -211,6 +211,7 @@ async fn gone(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<(
 }
 
 fn tell(domain: &Domain, job: Option<Label>, became: Became) {
+    domain.0.count(|tally| &tally.recoveries);
     info!(
         domain = domain.name(),
         ?job,
@@ -254,6 +255,7 @@ async fn find(mut op: AsyncOp, record: Running, deadline: Deadline) -> Result<Be
     if let Err(error) = connect(&domain, &live, &sockets, deadline).await {
         return op_or_gone(&op, error).await;
     }
+    domain.0.count(|tally| &tally.reconnects);
     match settle(&mut op, &live).await {
         Ok(became) => Ok(became),
         Err(error) => op_or_gone(&op, error).await,

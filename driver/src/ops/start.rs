@@ -14,7 +14,7 @@ use monitor_qmp::{Monitor, Qmp, command};
 use remote_migrate::Record;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
-use tracing::debug;
+use tracing::{Instrument, Span, debug, debug_span};
 
 use crate::command_line::{Channels, arguments};
 use crate::domain::state::Observation;
@@ -403,15 +403,14 @@ pub(crate) async fn connect_monitor(
     deadline: Deadline,
 ) -> Result<(), Error> {
     let context = &domain.0.context;
-    let stream = context.transports.dial(target, deadline).await?;
-    let pump = Pump::new(&domain.0, live);
-    let monitor = Monitor::connect(
-        MonitorWire(stream),
-        monitor_qmp::Options::default(),
-        pump,
-        deadline,
-    )
-    .await?;
+    let connecting = async {
+        let stream = context.transports.dial(target, deadline).await?;
+        let (pump, options) = (Pump::new(&domain.0, live), monitor_qmp::Options::default());
+        let monitor = Monitor::connect(MonitorWire(stream), options, pump, deadline).await?;
+        Ok::<_, Error>(monitor)
+    };
+    let span = connect_span(domain, target);
+    let monitor = connecting.instrument(span).await?;
     domain
         .0
         .observe(Observation::Greeted(monitor.greeting().version.qemu));
@@ -435,6 +434,11 @@ pub(crate) async fn connect_monitor(
     Ok(())
 }
 
+fn connect_span(domain: &Domain, target: &str) -> Span {
+    let transport = target.split(':').next();
+    debug_span!("connect", domain = domain.name(), transport, target)
+}
+
 /// Connects to the agent's channel there. Does not wait for the agent: its guest has yet to boot.
 pub(crate) async fn connect_agent(
     domain: &Domain,
@@ -443,13 +447,9 @@ pub(crate) async fn connect_agent(
     deadline: Deadline,
 ) -> Result<(), Error> {
     let context = &domain.0.context;
-    let stream = context
-        .transports
-        .dial(
-            target,
-            deadline.min(Instant::now() + context.defaults.connect),
-        )
-        .await?;
+    let deadline = deadline.min(Instant::now() + context.defaults.connect);
+    let dialling = context.transports.dial(target, deadline);
+    let stream = dialling.instrument(connect_span(domain, target)).await?;
     let options = agent_qga::Options::default().with_sync_limit(context.defaults.agent_sync);
     live.set_agent(Arc::new(agent_qga::Agent::new(stream, options)));
     thaw_if_due(domain).await;

@@ -29,14 +29,19 @@ pub(crate) async fn serve(path: &Path) {
             tokio::spawn(one(stream, is_silent.clone()));
         }
     });
-    println!("ready");
-    std::io::stdout().flush().expect("somebody listens");
+    say("ready");
     let told = tokio::task::spawn_blocking(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             silent.send_replace(line.parse::<u64>().expect("how many are silent"));
+            say("done");
         }
     });
     told.await.expect("no panic");
+}
+
+fn say(line: &str) {
+    println!("{line}");
+    std::io::stdout().flush().expect("somebody listens");
 }
 
 /// One QEMU. It is silent, and keeps what it is asked, while its number is among the silent ones.

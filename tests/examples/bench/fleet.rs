@@ -19,9 +19,9 @@ use futures::stream;
 use job_core::JobKind;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep};
 use transport_host::{Error, ErrorKind, Transport, Transports};
 
@@ -51,6 +51,7 @@ pub(crate) fn raise_limit() -> u64 {
 /// The process of the fakes. Ends with this.
 struct Fakes {
     stdin: ChildStdin,
+    said: Lines<BufReader<ChildStdout>>,
     _child: Child,
 }
 
@@ -66,18 +67,25 @@ impl Fakes {
             .spawn()
             .expect("it starts");
         let stdout = child.stdout.take().expect("a pipe was asked for");
-        let ready = BufReader::new(stdout).lines().next_line().await;
-        assert_eq!(ready.expect("it says so").as_deref(), Some("ready"));
-        Self {
+        let mut fakes = Self {
             stdin: child.stdin.take().expect("a pipe was asked for"),
+            said: BufReader::new(stdout).lines(),
             _child: child,
-        }
+        };
+        fakes.says("ready").await;
+        fakes
+    }
+
+    async fn says(&mut self, wanted: &str) {
+        let said = self.said.next_line().await.expect("it runs");
+        assert_eq!(said.as_deref(), Some(wanted));
     }
 
     async fn silence(&mut self, count: u64) {
         let line = format!("{count}\n");
         let told = self.stdin.write_all(line.as_bytes()).await;
         told.expect("it listens");
+        self.says("done").await;
     }
 }
 
@@ -163,7 +171,7 @@ fn memory(figures: &mut Figures, name: &str, before: u64, count: u64) {
 
 fn list(figures: &mut Figures, driver: &Driver, count: u64) {
     let mut times = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..200 {
         let began = Instant::now();
         let rows = driver.list();
         times.push(began.elapsed());

@@ -1,6 +1,7 @@
 //! How soon is a guest started and destroyed, beside the same QEMU started by hand, and a hundred found again?
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -139,7 +140,10 @@ fn passed(
         let _nothing = std::fs::remove_file(&path);
         UnixListener::bind(path).expect("it can be bound").into()
     } else {
-        tempfile::tempfile_in(dir).expect("it can be made").into()
+        // QEMU takes a descriptor from its set only if it was opened as it would have.
+        let path = dir.join("hand.console");
+        let opened = OpenOptions::new().append(true).create(true).open(path);
+        opened.expect("it can be made").into()
     };
     rustix::io::fcntl_setfd(&fd, FdFlags::empty()).expect("it is open");
     let text = format!(

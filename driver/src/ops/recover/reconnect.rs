@@ -52,6 +52,7 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
     let defaults = domain.0.context.defaults;
     if live.monitor().is_none() {
         reach(domain, live, Instant::now() + defaults.connect).await?;
+        domain.0.count(|tally| &tally.reconnects);
     }
     let noted = domain.0.noted().await.and_then(|record| record.job);
     let Some(job) = noted.filter(|job| job.is_cut_short) else {
