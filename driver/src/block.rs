@@ -202,6 +202,11 @@ pub(crate) struct NewImage {
     pub(crate) backing: Option<(PathBuf, DiskFormat)>,
 }
 
+/// QEMU's job that writes an image whose file is opened under that name meanwhile.
+pub(crate) fn creating(node: &str) -> String {
+    format!("{CREATING}{node}")
+}
+
 /// Has QEMU write what an image of its own format begins with, into a file that is empty. Nothing of it is left open in QEMU.
 ///
 /// A daemon that dies meanwhile leaves a node and a job `create-` of that node's name behind.
@@ -230,7 +235,7 @@ pub(crate) async fn write_head<V: Visits>(
     add_node(&monitor, file).await?;
     drop(monitor);
     options.insert("file".into(), node.clone().into());
-    let job = format!("{CREATING}{node}");
+    let job = creating(&node);
     let create = command::BlockdevCreate::new(job.clone(), Value::Object(options));
     let mut watch = JobWatch::new(op.domain(), job);
     let begun = op.visit().await?.execute(create).await;

@@ -104,6 +104,7 @@ mod driver;
 mod error;
 mod events;
 mod explain;
+mod grouped;
 mod guest;
 mod journal;
 mod landing;
@@ -146,9 +147,10 @@ pub use landing::Landing;
 pub use metrics::{CommandMetrics, Counts, Histogram, JobMetrics, Metrics};
 pub use migrations::{Next, OpenMigration};
 pub use ops::{
-    AgentOp, AsyncOp, Became, BlockJob, BlockJobState, Call, CommitOptions, Deadline, DumpFormat,
-    Dumped, FreezeOptions, MigrateOptions, MirrorOptions, Op, Recovered, SaveOptions, Saved,
-    StartOptions, StreamOptions,
+    AgentOp, AsyncOp, BackedUp, BackupOf, BackupOptions, BackupTarget, Became, BlockJob,
+    BlockJobState, Call, CommitOptions, Deadline, DumpFormat, Dumped, FreezeOptions,
+    InsideSnapshot, MigrateOptions, MirrorOptions, Op, Recovered, SaveOptions, Saved,
+    SnapshotOptions, Snapshotted, StartOptions, StreamOptions,
 };
 pub use parts::{PartKind, Scope};
 pub use process::{Exit, Launch, Launcher, Plain, Process};

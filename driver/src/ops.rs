@@ -12,6 +12,7 @@
 
 mod agent;
 mod attach;
+mod backup;
 pub(crate) mod block_jobs;
 mod call;
 mod define;
@@ -19,7 +20,9 @@ pub(crate) mod destroy;
 mod dump;
 mod files;
 mod freeze;
+mod group;
 mod held;
+mod inside;
 pub(crate) mod job_watch;
 mod lent;
 pub(crate) mod migrate;
@@ -29,6 +32,7 @@ pub(crate) mod recover;
 mod remove;
 mod run_state;
 pub(crate) mod save;
+mod snapshot;
 pub(crate) mod start;
 pub(crate) mod visit;
 
@@ -47,14 +51,17 @@ use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 use crate::ops::lent::{Ends, Lent};
 
+pub use backup::{BackedUp, BackupOf, BackupOptions, BackupTarget};
 pub use block_jobs::{BlockJob, BlockJobState, CommitOptions, MirrorOptions, StreamOptions};
 pub use call::Call;
 pub use dump::{DumpFormat, Dumped};
 pub use freeze::FreezeOptions;
 pub use held::{AgentOp, AsyncOp, Op};
+pub use inside::InsideSnapshot;
 pub use migrate::MigrateOptions;
 pub use recover::{Became, Recovered};
 pub use save::{SaveOptions, Saved};
+pub use snapshot::{SnapshotOptions, Snapshotted};
 pub use start::StartOptions;
 
 pub(crate) use attach::attach;

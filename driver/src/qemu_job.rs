@@ -16,7 +16,7 @@ use monitor_qmp::QmpEvent;
 use monitor_qmp::command::{Job, JobStatus};
 
 /// What QEMU writes as the error of a job that was asked to stop (`strerror(ECANCELED)`, `job.c`).
-const CANCELLED: &str = "Operation canceled";
+pub(crate) const CANCELLED: &str = "Operation canceled";
 
 /// Something that was seen of QEMU's jobs.
 #[derive(Debug)]

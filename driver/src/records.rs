@@ -3,8 +3,9 @@
 //! A record is written *before* what it announces is done, so that whatever a killed daemon may have begun is in it. No
 //! file, no clock and no QEMU here: [`store`](crate::store) keeps the bytes, [`recovery`](crate::recovery) reads them.
 
+mod work;
+
 use std::fmt;
-use std::path::PathBuf;
 
 use agent_qga::LeaseRecord;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -12,8 +13,9 @@ use uuid::Uuid;
 
 use crate::block_job::Noted;
 use crate::guest::Guest;
-use crate::made::Made;
 use crate::parts::Moving;
+
+pub(crate) use work::{Copied, Copies, Inside, Layer, Layers, Memory, Work};
 
 /// The version of all records. One more whenever an older daemon could misread what a newer one wrote; each version reads
 /// what earlier ones wrote, by what the members say when they are left out.
@@ -70,62 +72,6 @@ pub(crate) struct Interrupted {
     /// whatever else is done under its id, and no other async job begins before.
     #[serde(skip)]
     pub(crate) is_cut_short: bool,
-}
-
-/// What an async job does, and what is needed to finish or undo it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Work {
-    /// The guest is brought up.
-    Start {
-        /// Whether it stays paused then.
-        paused: bool,
-    },
-    /// The guest goes into a file.
-    Save {
-        /// Which file.
-        path: PathBuf,
-        /// Which save wrote it: an older file of the same path is not this one.
-        save: Uuid,
-        /// Whether the guest ran before.
-        was_running: bool,
-    },
-    /// The guest is brought up from a file.
-    Restore {
-        /// Which file.
-        path: PathBuf,
-        /// Which save wrote it.
-        save: Uuid,
-        /// Whether the guest runs then.
-        was_running: bool,
-    },
-    /// The guest's memory goes into a file.
-    Dump {
-        /// Which file.
-        file: Made,
-        /// Whether all of it is there.
-        is_whole: bool,
-        /// Whether the guest ran before.
-        was_running: bool,
-    },
-    /// The guest moves to another host. The migration's journal knows how far that is.
-    MigrationOut,
-    /// The guest arrives from another host. The migration's journal knows how far that is.
-    MigrationIn,
-}
-
-impl Work {
-    /// What people call the job.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Start { .. } => "start",
-            Self::Save { .. } => "save",
-            Self::Restore { .. } => "restore",
-            Self::Dump { .. } => "dump",
-            Self::MigrationOut => "migration-out",
-            Self::MigrationIn => "migration-in",
-        }
-    }
 }
 
 /// What a guest is, whether it runs or not.

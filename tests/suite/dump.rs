@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use driver::{Became, Domain, DumpFormat, ErrorKind, Notice, Subscription, What};
+use driver::{Became, Domain, DumpFormat, ErrorKind};
 use tokio::time::timeout;
 
 use crate::harness::tests;
 use crate::recovery::{back, cut};
 use crate::rig::{Rig, boot};
+use crate::storage::{SECOND, became, counts_on, phase};
 
 tests! {
     a_dump_is_whole_in_each_format_and_the_guest_goes_on_where_it_was,
@@ -18,37 +18,7 @@ tests! {
     a_dump_whose_connection_is_lost_is_undone_before_any_other_job_begins,
 }
 
-const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
-
-/// The guest counts on, with no number twice and none left out.
-async fn counts_on(rig: &Rig) {
-    let console = rig.console("web");
-    let last = console.ticks().last().copied().unwrap_or(0);
-    console
-        .past(last + 2, 20 * SECOND)
-        .await
-        .expect("it goes on");
-    let ticks = console.ticks();
-    assert!(
-        ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
-        "{ticks:?}"
-    );
-}
-
-/// Waits until that phase is told.
-async fn phase(news: &mut Subscription, wanted: &str) {
-    let looking = async {
-        loop {
-            if let Notice::News { news, .. } = news.next().await
-                && matches!(&news.what, What::Phase { phase, .. } if **phase == *wanted)
-            {
-                break;
-            }
-        }
-    };
-    timeout(30 * SECOND, looking).await.expect("it is told");
-}
 
 fn head(path: &Path) -> Vec<u8> {
     fs::read(path).expect("it is there")[..12].to_vec()
@@ -115,19 +85,6 @@ async fn a_dump_that_cannot_be_made_changes_nothing(rig: Rig) {
     // Debian's QEMU knows no lzo.
     refused(Path::new("/tmp/x"), DumpFormat::KdumpLzo, ErrorKind::State).await;
     counts_on(&rig).await;
-}
-
-async fn became(news: &mut Subscription) -> Became {
-    let looking = async {
-        loop {
-            if let Notice::News { news, .. } = news.next().await
-                && let What::Recovered(found) = &news.what
-            {
-                return found.became.clone();
-            }
-        }
-    };
-    timeout(60 * SECOND, looking).await.expect("it is told")
 }
 
 async fn a_dump_whose_connection_is_lost_is_undone_before_any_other_job_begins(rig: Rig) {

@@ -1,18 +1,15 @@
 //! The driver's freezes of a real ext4: a lease in the guest's record, which the next driver honours.
 
 use std::fs;
-use std::time::Duration;
 
 use agent_qga::{ErrorKind as AgentError, FreezeEnd, FreezeState, Limits, ThawedBy};
-use driver::{
-    Disk, DiskFormat, Domain, ErrorKind, FreezeOptions, Guest, Notice, StartOptions, Subscription,
-    What,
-};
+use driver::{Disk, DiskFormat, Domain, ErrorKind, FreezeOptions, Guest, StartOptions, What};
 use tokio::time::{Instant, timeout};
 
 use crate::harness::tests;
 use crate::recovery::{back, cut};
 use crate::rig::{Rig, WRITER, ext4};
+use crate::storage::{SECOND, told};
 
 tests! {
     a_freeze_is_written_down_first_keeps_nobody_from_the_monitor_and_is_thawed_by_drop,
@@ -21,8 +18,6 @@ tests! {
     a_freeze_that_is_not_ours_is_refused_and_left,
     a_freeze_is_thawed_over_a_connection_that_was_made_anew,
 }
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// A guest that writes to its disk.
 pub(crate) async fn writing(rig: &Rig) -> Domain {
@@ -72,22 +67,11 @@ fn is_written(rig: &Rig, domain: &Domain) -> bool {
     record.contains("\"freezes\"")
 }
 
-/// The next thing that `is_it` says it is.
-async fn told(news: &mut Subscription, is_it: impl Fn(&What) -> bool) -> What {
-    let looking = async {
-        loop {
-            if let Notice::News { news, .. } = news.next().await
-                && is_it(&news.what)
-            {
-                return news.what.clone();
-            }
-        }
-    };
-    timeout(60 * SECOND, looking).await.expect("it is told")
-}
-
-fn is_thawed(what: &What) -> bool {
-    matches!(what, What::Thawed { .. })
+fn is_thawed(what: &What) -> Option<i64> {
+    match what {
+        What::Thawed { file_systems } => Some(*file_systems),
+        _ => None,
+    }
 }
 
 async fn a_freeze_is_written_down_first_keeps_nobody_from_the_monitor_and_is_thawed_by_drop(
@@ -152,10 +136,7 @@ async fn a_freeze_outlives_its_driver_and_the_next_one_thaws_and_tells_so(rig: R
     assert!(matches!(end, FreezeEnd::Lost(_)), "{end:?}");
     let web = rig.driver.by_name("web").expect("known");
     let thawed = told(&mut web.subscribe_from(0), is_thawed).await;
-    assert!(
-        matches!(thawed, What::Thawed { file_systems: 1 }),
-        "{thawed:?}"
-    );
+    assert_eq!(thawed, 1, "the one ext4");
     writes(&rig).await;
     assert!(!is_written(&rig, &web));
     let lease = web.freeze(options()).await.expect("nothing is in the way");
@@ -174,14 +155,15 @@ async fn a_guest_whose_agent_is_silent_is_thawed_once_it_answers(rig: Rig) {
     drop(lease);
     let web = rig.driver.by_name("web").expect("known");
     let mut news = web.subscribe_from(0);
-    let silent = told(&mut news, |what| matches!(what, What::StillFrozen { .. })).await;
-    assert!(is_written(&rig, &web), "{silent:?}");
+    let silent = told(&mut news, |what| match what {
+        What::StillFrozen { reason } => Some(reason.clone()),
+        _ => None,
+    });
+    let reason = silent.await;
+    assert!(is_written(&rig, &web), "{reason}");
     web.resume().await.expect("it runs on");
     let thawed = told(&mut news, is_thawed).await;
-    assert!(
-        matches!(thawed, What::Thawed { file_systems: 1 }),
-        "{thawed:?}"
-    );
+    assert_eq!(thawed, 1, "the one ext4");
     writes(&rig).await;
 }
 

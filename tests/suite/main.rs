@@ -5,9 +5,11 @@
 
 mod harness;
 mod rig;
+mod storage;
 
 mod agent;
 mod attach;
+mod backup;
 mod bad_input;
 mod block_jobs;
 mod bulk;
@@ -17,6 +19,7 @@ mod examples;
 mod files;
 mod floods;
 mod freeze;
+mod inside;
 mod jobs;
 mod lifecycle;
 mod migration;
@@ -27,6 +30,7 @@ mod recovery;
 mod save;
 mod seams;
 mod silence;
+mod snapshot;
 mod transports;
 
 use std::process::ExitCode;
@@ -40,9 +44,10 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Two guests at once fit two cores; more makes boots slow.
     arguments.test_threads.get_or_insert(2);
-    let modules: [(&str, harness::Tests); 22] = [
+    let modules: &[(&str, harness::Tests)] = &[
         ("agent", agent::TESTS),
         ("attach", attach::TESTS),
+        ("backup", backup::TESTS),
         ("bad_input", bad_input::TESTS),
         ("block_jobs", block_jobs::TESTS),
         ("bulk", bulk::TESTS),
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         ("files", files::TESTS),
         ("floods", floods::TESTS),
         ("freeze", freeze::TESTS),
+        ("inside", inside::TESTS),
         ("jobs", jobs::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("migration", migration::TESTS),
@@ -62,10 +68,11 @@ fn main() -> ExitCode {
         ("save", save::TESTS),
         ("seams", seams::TESTS),
         ("silence", silence::TESTS),
+        ("snapshot", snapshot::TESTS),
         ("transports", transports::TESTS),
     ];
     let trials: Vec<Trial> = modules
-        .into_iter()
+        .iter()
         .flat_map(|(module, tests)| harness::trials(module, tests))
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()

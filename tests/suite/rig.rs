@@ -23,6 +23,7 @@ use transport_host::Transports;
 #[derive(Clone, Debug)]
 pub(crate) struct Env {
     pub(crate) qemu: PathBuf,
+    pub(crate) qemu_img: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: PathBuf,
     pub(crate) transports: PathBuf,
@@ -41,6 +42,7 @@ impl Env {
         };
         let env = Self {
             qemu: path("VMWRIGHT_QEMU"),
+            qemu_img: path("VMWRIGHT_QEMU_IMG"),
             kernel: path("VMWRIGHT_KERNEL"),
             initrd: path("VMWRIGHT_INITRD"),
             transports: path("VMWRIGHT_TRANSPORTS"),
@@ -51,6 +53,25 @@ impl Env {
             Err(format!(
                 "{} not set; `cargo xtask` sets them",
                 missing.join(", ")
+            ))
+        }
+    }
+
+    /// What `qemu-img` says, asked with these words.
+    pub(crate) fn qemu_img(&self, words: &[&str]) -> Result<String, String> {
+        let ran = Command::new(&self.qemu_img)
+            .args(words)
+            .stdin(Stdio::null())
+            .output();
+        let output = ran.map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(format!(
+                "qemu-img {words:?}: {}{}",
+                text(&output.stdout),
+                text(&output.stderr)
             ))
         }
     }

@@ -75,6 +75,7 @@ fn inputs(needs: &Needs) -> io::Result<String> {
         busybox,
         kernel,
         qemu: _,
+        images: _,
     } = needs;
     let mut hasher = DefaultHasher::new();
     (LAYOUT, INIT, SHUTDOWN, DIRTY, libraries).hash(&mut hasher);

@@ -1,5 +1,5 @@
 //! What a real guest takes from the machine: QEMU, a guest agent with its libraries, a static
-//! busybox, a kernel with its modules. Found where they are, fetched where that is possible,
+//! busybox, a kernel with its modules, and a `qemu-img` that looks at what became of images. Found where they are, fetched where that is possible,
 //! else all that is missing is said at once. What is done with them is not known here.
 //!
 //! Of each part the first of these is taken: what its variable names (a variable that names
@@ -34,8 +34,10 @@ const MODULES: Variable = (
     "its modules, the folder /lib/modules/RELEASE",
 );
 
+const IMAGES: Variable = ("VMWRIGHT_QEMU_IMG", "qemu-img, which checks disk images");
+
 /// All of them, for the help text.
-pub(crate) const VARIABLES: [Variable; 5] = [QEMU, AGENT, BUSYBOX, KERNEL, MODULES];
+pub(crate) const VARIABLES: [Variable; 6] = [QEMU, AGENT, BUSYBOX, KERNEL, MODULES, IMAGES];
 
 /// Everything, found.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(crate) struct Needs {
     pub(crate) libraries: Vec<Library>,
     pub(crate) busybox: PathBuf,
     pub(crate) kernel: Kernel,
+    pub(crate) images: PathBuf,
 }
 
 /// A part that may be missing.
@@ -54,6 +57,7 @@ pub(crate) enum Part {
     Agent,
     Busybox,
     Kernel,
+    Images,
 }
 
 /// Finds all parts and fetches what is missing; `qemu` overrules the search for QEMU.
@@ -80,21 +84,29 @@ fn look(qemu: Option<&Path>, store: &Path) -> Result<Result<Needs, Vec<Part>>, F
     let agent = agent(&store)?;
     let busybox = busybox(&store)?;
     let kernel = kernel::find(&store)?;
+    let images = match named(IMAGES, is_program)? {
+        Some(images) => Some(images),
+        None => run::find_program("qemu-img").or_else(|| store.files("usr/bin/qemu-img").next()),
+    };
 
-    match (qemu, agent, busybox, kernel) {
-        (Some(qemu), Some((agent, libraries)), Some(busybox), Some(kernel)) => Ok(Ok(Needs {
-            qemu,
-            agent,
-            libraries,
-            busybox,
-            kernel,
-        })),
-        (qemu, agent, busybox, kernel) => {
+    match (qemu, agent, busybox, kernel, images) {
+        (Some(qemu), Some((agent, libraries)), Some(busybox), Some(kernel), Some(images)) => {
+            Ok(Ok(Needs {
+                qemu,
+                agent,
+                libraries,
+                busybox,
+                kernel,
+                images,
+            }))
+        }
+        (qemu, agent, busybox, kernel, images) => {
             let parts = [
                 (Part::Qemu, qemu.is_none()),
                 (Part::Agent, agent.is_none()),
                 (Part::Busybox, busybox.is_none()),
                 (Part::Kernel, kernel.is_none()),
+                (Part::Images, images.is_none()),
             ];
             Ok(Err(parts
                 .iter()
@@ -215,6 +227,7 @@ impl Part {
             Self::Agent => &[AGENT],
             Self::Busybox => &[BUSYBOX],
             Self::Kernel => &[KERNEL, MODULES],
+            Self::Images => &[IMAGES],
         }
     }
 
@@ -224,6 +237,7 @@ impl Part {
             Self::Agent => "qemu-guest-agent",
             Self::Busybox => "busybox-static",
             Self::Kernel => "linux-image-cloud-amd64",
+            Self::Images => "qemu-utils",
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{guest, needs, plugins, run, workspace};
 /// A QEMU, a guest to boot in it, and transports to reach both.
 #[must_use = "a rig is of use only to the command it is handed to"]
 pub(crate) struct Rig {
-    variables: [(&'static str, PathBuf); 4],
+    variables: [(&'static str, PathBuf); 5],
 }
 
 impl Rig {
@@ -21,6 +21,7 @@ impl Rig {
         let transports = plugins::stage()?;
         let variables = [
             ("VMWRIGHT_QEMU", needs.qemu),
+            ("VMWRIGHT_QEMU_IMG", needs.images),
             ("VMWRIGHT_KERNEL", image.kernel),
             ("VMWRIGHT_INITRD", image.initrd),
             ("VMWRIGHT_TRANSPORTS", transports),

@@ -11,7 +11,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_qga::{ErrorKind, FreezeLease, FreezePlan, FreezeState, FsfreezeStatus, Qga, Recovered};
+use agent_qga::{
+    ErrorKind, FreezeLease, FreezePlan, FreezeState, FsfreezeStatus, Qga, Recovered, Thawed,
+};
 use job_core::AgentKind;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -89,6 +91,18 @@ impl Domain {
             plan = plan.mountpoints(options.mountpoints);
         }
         Ok(agent_qga::freeze(agent, Arc::new(leases), plan, deadline).await?)
+    }
+}
+
+/// Thaws what an operation froze. What its agent does not say in time it is asked for again, and the operation does not wait.
+pub(crate) async fn thaw_lease(domain: &Domain, lease: Option<FreezeLease>) -> Option<Thawed> {
+    let thawed = lease?.thaw(Instant::now() + TRY).await;
+    match thawed {
+        Ok(thawed) => Some(thawed),
+        Err(error) => {
+            warn!(domain = domain.name(), %error, "the guest is not thawed yet");
+            None
+        }
     }
 }
 

@@ -211,10 +211,31 @@ impl AsyncOp {
         Ok(file)
     }
 
+    /// Writes down that what is noted is further now, whoever began it.
+    pub(crate) async fn amend_work(&self, work: Work) -> Result<(), Error> {
+        let noted = self.domain.0.note(move |record| {
+            if let Some(job) = record.as_mut().and_then(|record| record.job.as_mut()) {
+                job.work = work;
+            }
+        });
+        Ok(noted.await?)
+    }
+
+    /// Takes over what a job that was cut short was at: from here on this job ends it.
+    pub(crate) async fn take_over(&self, work: Work) -> Result<(), Error> {
+        let job = self.interrupted(work);
+        let noted = self.domain.0.note(move |record| {
+            if let Some(record) = record {
+                record.job = Some(job);
+            }
+        });
+        Ok(noted.await?)
+    }
+
     /// There is one note of a job: that of one that was cut short is not written over before it is settled.
     async fn refuse_if_unsettled(&self) -> Result<(), Error> {
         let noted = self.domain.0.noted().await.and_then(|record| record.job);
-        match noted.filter(|job| is_in_the_way(job, self.job.id())) {
+        match noted.filter(|job| job.is_cut_short && job.id != self.job.id()) {
             None => Ok(()),
             Some(job) => {
                 let (name, id) = (job.work.name(), job.id);
@@ -274,9 +295,4 @@ impl AsyncOp {
     pub(crate) fn extend(&mut self, limit: Duration) {
         self.deadline = self.deadline.max(Instant::now() + limit);
     }
-}
-
-/// Whether that note must not be written over. Of a guest that leaves the journal knows all.
-fn is_in_the_way(noted: &Interrupted, id: u64) -> bool {
-    noted.is_cut_short && noted.id != id && noted.work != Work::MigrationOut
 }

@@ -10,8 +10,10 @@
 //!
 //! Each guest has a task and a job of its own, so one that cannot be reached delays no other.
 
+mod carry_on;
 mod load;
 mod reconnect;
+mod settle;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,8 +22,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use job_core::{AsyncJob, AsyncKind, AsyncRecord, GoneWhy, Guard, KindSet, Label};
-use monitor_qmp::command::{self, RunState};
-use remote_migrate::{DestinationStage, Owner, Record, Side};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -35,15 +35,14 @@ use crate::events::What;
 use crate::logs;
 use crate::ops::block_jobs::track_again;
 use crate::ops::destroy::cleaned_up;
-use crate::ops::dump::over as dump_over;
-use crate::ops::save::{blocking, end as end_saved, stop_writing};
-use crate::ops::start::{LOCK, Sockets, connect, give_up, refuse_if_running};
+use crate::ops::start::{LOCK, Sockets, connect, refuse_if_running};
 use crate::ops::{AsyncOp, Deadline};
 use crate::process::{Process, lock_holder};
 use crate::records::{Identity, Running, Work};
-use crate::recovery::{Action, Findings, decide};
-use crate::save_file::SaveFile;
+use crate::recovery::{Action, decide};
 
+use self::carry_on::carry_on;
+use self::settle::{of_the_gone, remains, settle};
 pub(crate) use load::recover_all;
 pub(crate) use reconnect::reconnect;
 
@@ -78,6 +77,8 @@ pub enum Became {
     Finished,
     /// The job was undone, as if it had never begun.
     Undone,
+    /// The job goes on, under a job of its own; what becomes of it is told as news.
+    GoesOn,
     /// It is left as it was found: another host may have it. Its migration is taken up again, or to be resolved.
     InDoubt,
     /// Its QEMU runs and cannot be reached, for this reason. That is tried again.
@@ -170,6 +171,8 @@ fn kind(work: Option<&Work>) -> AsyncKind {
         None | Some(Work::Start { .. } | Work::Restore { .. }) => AsyncKind::Start,
         Some(Work::Save { .. }) => AsyncKind::Save,
         Some(Work::Dump { .. }) => AsyncKind::Dump,
+        Some(Work::Snapshot(_) | Work::Inside { .. }) => AsyncKind::Snapshot,
+        Some(Work::Backup(_)) => AsyncKind::Backup,
         Some(Work::MigrationOut) => AsyncKind::MigrationOut,
         Some(Work::MigrationIn) => AsyncKind::MigrationIn,
     }
@@ -190,6 +193,10 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
     tell(&domain, name, became.clone());
     // Parts may have come or gone while no driver was there.
     domain.0.settle_parts();
+    if became == Became::GoesOn {
+        let watchers = domain.0.context.watchers.clone();
+        watchers.spawn(carry_on(domain.clone()));
+    }
     if let Became::Unreachable(_) = became
         && let Some(live) = domain.0.live()
     {
@@ -281,8 +288,8 @@ async fn op_or_gone(op: &AsyncOp, error: Error) -> Result<Became, Error> {
         .await?;
     let work = op.domain().0.noted().await.and_then(|record| record.job);
     let work = work.map(|job| job.work);
-    let found = findings(op.domain(), work.as_ref(), false).await?;
-    remains(work.as_ref(), decide(work.as_ref(), found)).await
+    let found = of_the_gone(op.domain(), work.as_ref()).await?;
+    remains(op, work.as_ref(), decide(work.as_ref(), found)).await
 }
 
 /// The process of the guest, if it runs.
@@ -336,9 +343,9 @@ fn adopt(pid: u32, is_it: impl FnOnce(u32) -> bool) -> Result<Option<Process>, E
 /// The guest ended while no driver was there: what it left goes.
 async fn bury(op: &AsyncOp, work: Option<Work>) -> Result<Became, Error> {
     let domain = op.domain();
-    let found = findings(domain, work.as_ref(), false).await?;
+    let found = of_the_gone(domain, work.as_ref()).await?;
     let action = decide(work.as_ref(), found);
-    let became = remains(work.as_ref(), action).await?;
+    let became = remains(op, work.as_ref(), action).await?;
     domain.0.forget_guest().await;
     let why = match action {
         Action::Saved => GoneWhy::Left("the guest was saved".into()),
@@ -347,144 +354,4 @@ async fn bury(op: &AsyncOp, work: Option<Work>) -> Result<Became, Error> {
     };
     domain.0.observe(Observation::Ended(why));
     Ok(became)
-}
-
-/// What is left of the work of a guest whose QEMU has ended.
-async fn remains(work: Option<&Work>, action: Action) -> Result<Became, Error> {
-    if action == Action::DropFile {
-        drop_file(work).await?;
-    }
-    Ok(match action {
-        Action::Saved => Became::Finished,
-        Action::Unborn => Became::Undone,
-        Action::Unsettled | Action::Taken => Became::InDoubt,
-        _ => Became::Ended,
-    })
-}
-
-/// Removes the file of a job that is not whole, if it is the one that job wrote.
-async fn drop_file(work: Option<&Work>) -> Result<(), Error> {
-    match work.cloned() {
-        Some(Work::Save { path, save, .. }) => {
-            blocking(move || match SaveFile::state_of(&path, save) {
-                Some(_) => std::fs::remove_file(&path).map_err(failed_to("remove", &path)),
-                None => Ok(()),
-            })
-            .await
-        }
-        Some(Work::Dump { file, .. }) => blocking(move || file.remove()).await,
-        _ => Ok(()),
-    }
-}
-
-async fn findings(domain: &Domain, work: Option<&Work>, is_there: bool) -> Result<Findings, Error> {
-    let file = match work {
-        Some(Work::Save { path, save, .. } | Work::Restore { path, save, .. }) => {
-            let (path, save) = (path.clone(), *save);
-            blocking(move || Ok(SaveFile::state_of(&path, save))).await?
-        }
-        _ => None,
-    };
-    let (is_arriving, was_taken, is_leaving) = match work {
-        Some(Work::MigrationIn | Work::MigrationOut) => {
-            let records = domain.0.context.migrations().await?;
-            let mut mine = records
-                .iter()
-                .filter(|record| record.domain() == domain.uuid());
-            let arrives = |record: &Record| match record {
-                Record::Destination(record) => record.stage != DestinationStage::Preparing,
-                Record::Source(_) => false,
-            };
-            let owns = |record: &Record| {
-                record.side() == Side::Destination && record.owner() == Owner::Destination
-            };
-            (
-                mine.clone().any(arrives),
-                mine.clone().any(owns),
-                mine.any(|record| record.side() == Side::Source),
-            )
-        }
-        _ => (false, false, false),
-    };
-    Ok(Findings {
-        is_there,
-        file,
-        is_arriving,
-        was_taken,
-        is_leaving,
-    })
-}
-
-/// Finishes or undoes the work that was at a guest whose monitor answers.
-async fn settle(op: &mut AsyncOp, live: &Arc<Live>) -> Result<Became, Error> {
-    let domain = op.domain().clone();
-    let work = domain.0.noted().await.and_then(|record| record.job);
-    let work = work.map(|job| job.work);
-    let found = findings(&domain, work.as_ref(), true).await?;
-    let action = decide(work.as_ref(), found);
-    op.set_phase("settling");
-    let became = match action {
-        Action::Run => {
-            let monitor = op.monitor().await?;
-            let status = monitor.execute(command::QueryStatus).await?.status;
-            // One that has run already, and stopped by itself, is not started again.
-            if matches!(status, RunState::PreLaunch | RunState::Paused) {
-                monitor.execute(command::Cont).await?;
-            }
-            Became::Finished
-        }
-        Action::UndoSave { run } => {
-            stop_writing(op, run).await?;
-            drop_file(work.as_ref()).await?;
-            Became::Undone
-        }
-        Action::UndoDump => {
-            // Its pipe ended with whoever read it.
-            dump_over(op).await?;
-            drop_file(work.as_ref()).await?;
-            Became::Undone
-        }
-        Action::Done => Became::Finished,
-        Action::EndSaved => {
-            if let Some(Work::Save { path, .. }) = &work {
-                end_saved(op, path).await;
-            }
-            ended(live).await?;
-            Became::Finished
-        }
-        Action::EndUnborn => {
-            give_up(live);
-            ended(live).await?;
-            Became::Undone
-        }
-        Action::LeavePaused => Became::Finished,
-        Action::Unsettled | Action::Taken => Became::InDoubt,
-        _ => Became::Kept,
-    };
-    if !matches!(action, Action::EndSaved | Action::EndUnborn) {
-        domain.0.tell(What::Started {
-            generation: live.generation,
-        });
-    }
-    // The job may be one that an earlier driver began: what is written of it goes by what it is, not by this op.
-    // One that moves stays written down until it is settled.
-    let moves = matches!(work, Some(Work::MigrationOut | Work::MigrationIn));
-    if !(action == Action::Unsettled && moves) {
-        domain.0.work_is_over().await?;
-    }
-    Ok(became)
-}
-
-async fn ended(live: &Live) -> Result<(), Error> {
-    let Some(process) = &live.process else {
-        return Ok(());
-    };
-    let ended = timeout(ENDING, process.exited()).await;
-    ended.map(drop).map_err(|_| {
-        Cause::TimedOut {
-            what: "QEMU to end",
-            waited: ENDING,
-        }
-        .into()
-    })
 }

@@ -18,7 +18,7 @@ use crate::ops::destroy::cleaned_up;
 use crate::ops::parts::{check_there, refuse_unsettled};
 use crate::ops::start::{as_it_runs, bring_up, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
-use crate::records::Work;
+use crate::records::{Memory, Work};
 use crate::save_file::{Head, SaveFile, State};
 
 /// How often QEMU is asked how far it is. Its events tell when it is done.
@@ -138,6 +138,34 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
         path: file.path.clone(),
         bytes,
     })
+}
+
+/// Writes the guest's memory into a new file, which is whole when this returns. The guest stands still then, whole in QEMU,
+/// too. Whatever fails leaves a file that is not whole, for whoever undoes this.
+pub(crate) async fn memory_into(
+    op: &mut AsyncOp,
+    memory: Memory,
+    was_running: bool,
+    options: SaveOptions,
+) -> Result<(), Error> {
+    let head = Head {
+        guest: as_it_runs(op.domain()).await?,
+        was_running,
+        save: memory.save,
+    };
+    let file = Arc::new(blocking(move || SaveFile::create(&memory.path, &head)).await?);
+    write(op, &file, options).await?;
+    blocking(move || file.set_state(State::Complete)).await
+}
+
+/// Removes the file of that save, however far it is.
+pub(crate) async fn drop_memory(memory: Memory) -> Result<(), Error> {
+    let Memory { path, save } = memory;
+    blocking(move || match SaveFile::state_of(&path, save) {
+        Some(_) => std::fs::remove_file(&path).map_err(io("remove", &path)),
+        None => Ok(()),
+    })
+    .await
 }
 
 /// Has QEMU write the guest, and follows it to the end.

@@ -73,6 +73,39 @@ arguments! {
 pub struct Transaction {
     /// What.
     pub actions: Vec<TransactionAction>,
+    /// How jobs that it begins belong together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub properties: Option<TransactionProperties>,
+}
+
+impl Transaction {
+    /// These; each job that it begins ends by itself.
+    #[must_use]
+    pub fn of(actions: Vec<TransactionAction>) -> Self {
+        Self {
+            actions,
+            properties: None,
+        }
+    }
+
+    /// These, where one job that fails or is cancelled fails all.
+    #[must_use]
+    pub fn grouped(actions: Vec<TransactionAction>) -> Self {
+        let completion_mode = "grouped".into();
+        Self {
+            actions,
+            properties: Some(TransactionProperties { completion_mode }),
+        }
+    }
+}
+
+/// How the jobs of a [`Transaction`] belong together.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct TransactionProperties {
+    /// `individual` or `grouped`.
+    pub completion_mode: String,
 }
 
 /// Something that a [`Transaction`] can do.

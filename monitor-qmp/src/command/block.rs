@@ -74,6 +74,9 @@ pub struct BlockNode {
     pub backing_file: Option<String>,
     /// Its image.
     pub image: Image,
+    /// Its bitmaps, those of jobs among them.
+    #[serde(default, rename = "dirty-bitmaps")]
+    pub dirty_bitmaps: Vec<DirtyBitmap>,
     /// An event is sent for a write beyond so many bytes; 0 is off.
     #[serde(default)]
     pub write_threshold: u64,
@@ -83,6 +86,27 @@ impl BlockNode {
     pub(crate) fn is(&self, node_name: &str) -> bool {
         self.node_name.as_deref() == Some(node_name)
     }
+}
+
+/// A bitmap of a [`BlockNode`]: what was written since.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DirtyBitmap {
+    /// Its name; a job's own have none.
+    pub name: Option<String>,
+    /// Bytes that count as written.
+    pub count: u64,
+    /// Bytes that one bit stands for.
+    pub granularity: u32,
+    /// Whether writes are recorded now.
+    pub recording: bool,
+    /// Whether a job uses it.
+    pub busy: bool,
+    /// Whether it is kept in the image.
+    pub persistent: bool,
+    /// Whether it was not put away in good order: what it says is void.
+    #[serde(default)]
+    pub inconsistent: bool,
 }
 
 /// The image of a [`BlockNode`].
@@ -98,8 +122,28 @@ pub struct Image {
     pub virtual_size: u64,
     /// Bytes that it takes on the host.
     pub actual_size: Option<u64>,
+    /// Snapshots inside it.
+    #[serde(default)]
+    pub snapshots: Vec<ImageSnapshot>,
     /// The image behind it.
     pub backing_image: Option<Box<Self>>,
+}
+
+/// A snapshot inside an [`Image`].
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[non_exhaustive]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageSnapshot {
+    /// Its id in the image.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes of the guest's memory and devices that are in it; 0 if they are elsewhere.
+    pub vm_state_size: u64,
+    /// When it was made, in seconds since 1970.
+    pub date_sec: i64,
+    /// And the nanoseconds beyond.
+    pub date_nsec: i64,
 }
 
 /// What was read and written.

@@ -78,7 +78,7 @@ fn packages(part: Part) -> Result<Vec<String>, Failure> {
             }
             Ok(names)
         }
-        Part::Qemu | Part::Busybox => Ok(vec![part.package().to_owned()]),
+        Part::Qemu | Part::Busybox | Part::Images => Ok(vec![part.package().to_owned()]),
     }
 }
 

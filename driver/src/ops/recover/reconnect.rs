@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use job_core::KindSet;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::{kind, settle, tell};
+use super::{Became, carry_on, kind, settle, tell};
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
 use crate::events::What;
@@ -20,9 +21,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Tries to reach a guest whose QEMU runs and to settle what was cut short, until that is done or the guest ends.
-pub(crate) async fn reconnect(domain: Domain, live: Arc<Live>) {
-    let parting = domain.0.context.parting.clone();
-    parting.run_until_cancelled(try_again(domain, live)).await;
+pub(crate) fn reconnect(domain: Domain, live: Arc<Live>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let parting = domain.0.context.parting.clone();
+        parting.run_until_cancelled(try_again(domain, live)).await;
+    })
 }
 
 async fn try_again(domain: Domain, live: Arc<Live>) {
@@ -68,7 +71,12 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
     let work = move |mut op: AsyncOp| async move { settle(&mut op, &live).await };
     // Whatever other async job begins before this one is told to wait for it: there is one note.
     let settled = domain.run_async("recover", kind, KindSet::DESTROY_ONLY, deadline, work);
-    tell(domain, Some(name.into()), settled.await?);
+    let became = settled.await?;
+    tell(domain, Some(name.into()), became.clone());
+    if became == Became::GoesOn {
+        let watchers = &domain.0.context.watchers;
+        watchers.spawn(carry_on(domain.clone()));
+    }
     domain.0.settle_parts();
     Ok(())
 }
