@@ -5,6 +5,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use job_core::{Jobs, Limits, Overdue, Scheduler};
 use monitor_qmp::Qmp;
@@ -32,6 +34,10 @@ const DRIVER_LOG: Bound = Bound {
     entries: 4096,
     bytes: 4 << 20,
 };
+
+/// A child that a driver had forked when it ended, to become QEMU, holds the driver's lock until it is QEMU.
+const LONGEST_FORK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -268,13 +274,18 @@ fn lock(dir: &Path) -> Result<File, Cause> {
         .mode(0o600)
         .open(&path);
     let file = file.map_err(io("open", &path))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(Cause::Exists(format!(
-            "another driver uses {}",
-            dir.display()
-        ))),
-        Err(error) => Err(io("lock", &path)(error.into())),
+    let until = Instant::now() + LONGEST_FORK;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // A lock cannot be waited for with a limit.
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOOK),
+            Err(Errno::WOULDBLOCK) => {
+                let text = format!("another driver uses {}", dir.display());
+                return Err(Cause::Exists(text));
+            }
+            Err(error) => return Err(io("lock", &path)(error.into())),
+        }
     }
 }
 
