@@ -19,9 +19,9 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, debug_span};
 
-use crate::domain::{Domain, Live};
+use crate::domain::{Domain, Inner, Live};
 use crate::error::{Cause, Error};
-use crate::ops::Deadline;
+use crate::ops::{Deadline, observed_only};
 
 pub(crate) use queued::Queued;
 
@@ -68,7 +68,7 @@ impl<'a> Monitor<'a> {
     /// Dropping it leaves the command inside QEMU; the next job waits for its answer. An operation's task is never
     /// dropped half way.
     pub async fn execute<C: Command>(&self, command: C) -> Result<C::Reply, Error> {
-        let monitor = self.ready().await?;
+        let monitor = self.ready(C::NAME).await?;
         self.sending(C::NAME.into(), monitor.execute(command, self.deadline))
             .await
     }
@@ -87,7 +87,7 @@ impl<'a> Monitor<'a> {
         command: C,
         fds: Vec<OwnedFd>,
     ) -> Result<C::Reply, Error> {
-        let monitor = self.ready().await?;
+        let monitor = self.ready(C::NAME).await?;
         self.sending(
             C::NAME.into(),
             monitor.execute_with_fds(command, fds, self.deadline),
@@ -114,13 +114,14 @@ impl<'a> Monitor<'a> {
             Cow::Borrowed(name) => Label::from(*name),
             Cow::Owned(name) => Label::from(name.clone()),
         };
-        let monitor = self.ready().await?;
+        let monitor = self.ready(&name).await?;
         self.sending(label, monitor.execute_raw(name, arguments, self.deadline))
             .await
     }
 
-    async fn ready(&self) -> Result<&Arc<dyn Qmp>, Error> {
+    async fn ready(&self, command: &str) -> Result<&Arc<dyn Qmp>, Error> {
         check(self.domain, &self.right)?;
+        permit(&self.domain.0, command)?;
         let monitor = self.live.monitor().ok_or_else(|| {
             Cause::State(
                 "its monitor is not connected; that is tried again as long as QEMU runs".into(),
@@ -202,7 +203,7 @@ impl<'a, R: AgentRight> Agent<'a, R> {
     ///
     /// The command takes its course in the guest; no later call sees its answer.
     pub async fn execute<C: agent_qga::Command>(&self, command: C) -> Result<C::Reply, Error> {
-        let agent = self.ready()?;
+        let agent = self.ready(C::NAME)?;
         self.talking(C::NAME.into(), agent.execute(command, self.deadline))
             .await
     }
@@ -217,7 +218,7 @@ impl<'a, R: AgentRight> Agent<'a, R> {
     ///
     /// As [`execute`](Self::execute).
     pub async fn execute_raw(&self, name: String, arguments: Value) -> Result<Value, Error> {
-        let agent = self.ready()?;
+        let agent = self.ready(&name)?;
         self.talking(
             name.clone().into(),
             agent.execute_raw(name, arguments, self.deadline),
@@ -241,7 +242,7 @@ impl<'a, R: AgentRight> Agent<'a, R> {
         input: &[u8],
         limits: agent_qga::Limits,
     ) -> Result<agent_qga::Output, Error> {
-        let agent = self.ready()?;
+        let agent = self.ready("guest-exec")?;
         let running = agent.run(program, arguments, input, limits, self.deadline);
         self.talking("guest-exec".into(), running).await
     }
@@ -256,13 +257,14 @@ impl<'a, R: AgentRight> Agent<'a, R> {
     ///
     /// Cancel safe.
     pub async fn wait_ready(&self) -> Result<(), Error> {
-        let agent = self.ready()?;
+        let agent = self.ready("guest-ping")?;
         self.talking("guest-ping".into(), agent.wait_ready(self.deadline))
             .await
     }
 
-    fn ready(&self) -> Result<&Arc<dyn Qga>, Error> {
+    fn ready(&self, command: &str) -> Result<&Arc<dyn Qga>, Error> {
         check(self.domain, self.right)?;
+        permit(&self.domain.0, command)?;
         Ok(self
             .live
             .agent()
@@ -291,6 +293,28 @@ impl<'a, R: AgentRight> Agent<'a, R> {
             }
         }
     }
+}
+
+/// An observer's domain lets only those commands pass that ask.
+pub(crate) fn permit(domain: &Inner, command: &str) -> Result<(), Error> {
+    if domain.is_observed && !asks_only(command) {
+        return Err(observed_only(&format!("the command '{command}'")));
+    }
+    Ok(())
+}
+
+/// Whether a command of QEMU or of an agent changes nothing, by its name. What is not known might.
+fn asks_only(command: &str) -> bool {
+    let by_prefix = ["query-", "qom-list", "guest-get-"];
+    let by_name = [
+        "qom-get",
+        "device-list-properties",
+        "guest-ping",
+        "guest-info",
+        "guest-network-get-interfaces",
+        "guest-fsfreeze-status",
+    ];
+    by_prefix.iter().any(|prefix| command.starts_with(prefix)) || by_name.contains(&command)
 }
 
 /// The guard is one of this domain, its generation lives, and its guest is there.

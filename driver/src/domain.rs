@@ -29,7 +29,7 @@ use crate::metrics::{Counts, Tally, one};
 use crate::ops::Deadline;
 use crate::ops::block_jobs::Tracks;
 use crate::ops::parts::Worker;
-use crate::records::Running;
+use crate::records::{Attached, Running};
 pub(crate) use leases::Leases;
 pub(crate) use live::{Live, SERIAL, STDERR, resync};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
@@ -55,6 +55,9 @@ pub(crate) struct Inner {
     pub(crate) jobs: Arc<dyn Jobs>,
     /// What only a job's holder changes.
     pub(crate) records: Guarded<Records>,
+    /// Nothing may be done that changes its guest.
+    pub(crate) is_observed: bool,
+    attached: Mutex<Option<Attached>>,
     board: Board,
     is_closed: AtomicBool,
     live: Mutex<Option<Arc<Live>>>,
@@ -79,6 +82,8 @@ pub struct Records {
     pub definition: Option<Guest>,
     /// The address of its monitor, for one that was attached.
     pub attached: Option<String>,
+    /// Whether it was attached to be observed only. What is written here later changes nothing of that.
+    pub observe_only: bool,
     /// Whether the guest moved to another host: it is not started here until it comes back.
     pub moved_away: bool,
     /// Whether the definition is kept when the guest is off and the driver restarted.
@@ -279,6 +284,8 @@ impl Inner {
             name,
             context: context.clone(),
             jobs: (context.wrap_jobs)(&scheduler),
+            is_observed: records.observe_only,
+            attached: Mutex::new(None),
             records: Guarded::new(&scheduler, records),
             scheduler,
             board: Board::new(SystemTime::now()),

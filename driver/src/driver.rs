@@ -17,7 +17,7 @@ use crate::error::{Cause, Error};
 use crate::events::{Subscription, What};
 use crate::guest::Guest;
 use crate::metrics::Metrics;
-use crate::ops::{Call, Deadline, Recovered, StartOptions, attach};
+use crate::ops::{Attach, Call, Deadline, Recovered, StartOptions, attach};
 use crate::registry::Taken;
 use crate::save_file::SaveFile;
 use crate::select::Select;
@@ -124,11 +124,13 @@ impl Driver {
         )
     }
 
-    /// Takes in a guest that somebody else started, by the address of its QMP socket, such as `unix:/run/web/qmp.sock`.
+    /// Takes in a guest that somebody else started: by the address of its QMP socket, such as `unix:/run/web/qmp.sock`, or
+    /// as [`Attach`] says.
     ///
-    /// The agent of such a guest is out of reach, and it can be ended but not started again.
-    pub fn attach(&self, target: impl Into<String>) -> Call<Domain> {
-        attach(self.context(), target.into())
+    /// It can be ended, unless it is observed only, but not started again; it runs on when it is
+    /// [let go of](Domain::detach), and a driver that comes back knows it.
+    pub fn attach(&self, which: impl Into<Attach>) -> Call<Domain> {
+        attach(self.context(), which.into())
     }
 
     /// Brings a guest back from the file it was saved to. A domain that is known already, and off, is used; a new one is

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Exists,
     /// The domain has no guest that could do it, or is not in a state for it.
     State,
+    /// It was attached to be observed only, and this could change its guest.
+    ObserveOnly,
     /// The deadline came first.
     TimedOut,
     /// A try found the domain held, or too many wait already.
@@ -135,6 +137,7 @@ pub(crate) enum Cause {
     BadRequest(String),
     Exists(String),
     State(String),
+    ObserveOnly(String),
     Begin(Box<BeginError>),
     Cancel(CancelError),
     Change(ChangeError),
@@ -202,6 +205,7 @@ impl Error {
             Cause::Invalid(_) | Cause::BadRequest(_) => ErrorKind::Invalid,
             Cause::Exists(_) => ErrorKind::Exists,
             Cause::State(_) => ErrorKind::State,
+            Cause::ObserveOnly(_) => ErrorKind::ObserveOnly,
             Cause::Begin(error) => match &**error {
                 BeginError::TimedOut { .. } => ErrorKind::TimedOut,
                 BeginError::Busy { .. } | BeginError::QueueFull { .. } => ErrorKind::Busy,
@@ -272,6 +276,7 @@ impl Error {
             | Cause::BadRequest(_)
             | Cause::Exists(_)
             | Cause::State(_)
+            | Cause::ObserveOnly(_)
             | Cause::Cancel(_)
             | Cause::Change(_)
             | Cause::Cancelled(_)
@@ -320,6 +325,7 @@ impl fmt::Display for Error {
             Cause::BadRequest(text)
             | Cause::Exists(text)
             | Cause::State(text)
+            | Cause::ObserveOnly(text)
             | Cause::TooLate(text)
             | Cause::Failed(text) => write!(f, ": {text}")?,
             Cause::TimedOut { what, waited } => {

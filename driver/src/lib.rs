@@ -62,6 +62,7 @@
 //!  RUN_DIR/lock                       one driver a directory
 //!  RUN_DIR/UUID/                      sockets and log of a guest that runs; `lock` is QEMU's own
 //!  RUN_DIR/records/UUID.json          what runs, in which process, and the job at it
+//!  RUN_DIR/attached/UUID.json         what was attached, and where it listens
 //!  STATE_DIR/domains/UUID.json        definitions, whether they run or not
 //!  STATE_DIR/migrations/ID-SIDE.json  migrations that are not settled on both sides
 //! ```
@@ -74,9 +75,8 @@
 //! # Limits
 //!
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
-//! - An attached guest's agent is out of reach; one whose process is not known is ended through its monitor, under a job.
+//! - An attached guest whose process is not known is ended through its monitor, under a job.
 //! - The memory of a guest that moves passes in plain, over a unix socket or a network of one's own ([`Landing`]).
-//! - A guest that was attached is not in the records: a driver that comes back does not know it.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.
 //! - [`Serial::File`] is written by QEMU itself and has no limit; [`Serial::Log`] has one, and keeps nothing while no
 //!   driver runs.
@@ -104,6 +104,7 @@ mod driver;
 mod error;
 mod events;
 mod explain;
+mod foreign;
 mod grouped;
 mod guest;
 mod journal;
@@ -147,7 +148,7 @@ pub use landing::Landing;
 pub use metrics::{CommandMetrics, Counts, Histogram, JobMetrics, Metrics};
 pub use migrations::{Next, OpenMigration};
 pub use ops::{
-    AgentOp, AsyncOp, BackedUp, BackupOf, BackupOptions, BackupTarget, Became, BlockJob,
+    AgentOp, AsyncOp, Attach, BackedUp, BackupOf, BackupOptions, BackupTarget, Became, BlockJob,
     BlockJobState, Call, CommitOptions, Deadline, DumpFormat, Dumped, FreezeOptions,
     InsideSnapshot, MigrateOptions, MirrorOptions, Op, Recovered, SaveOptions, Saved,
     SnapshotOptions, Snapshotted, StartOptions, StreamOptions,

@@ -11,7 +11,7 @@
 //! ```
 
 mod agent;
-mod attach;
+pub(crate) mod attach;
 mod backup;
 pub(crate) mod block_jobs;
 mod call;
@@ -39,7 +39,7 @@ pub(crate) mod visit;
 use std::sync::PoisonError;
 
 use job_core::{
-    AgentKind, Ask, AsyncJob, AsyncKind, BeginError, Guard, JobKind, KindSet, Label, Outcome,
+    AgentKind, Ask, AsyncJob, AsyncKind, BeginError, Guard, JobKind, Kind, KindSet, Label, Outcome,
 };
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ use crate::error::{Cause, Error, ErrorKind};
 use crate::events::What;
 use crate::ops::lent::{Ends, Lent};
 
+pub use attach::Attach;
 pub use backup::{BackedUp, BackupOf, BackupOptions, BackupTarget};
 pub use block_jobs::{BlockJob, BlockJobState, CommitOptions, MirrorOptions, StreamOptions};
 pub use call::Call;
@@ -64,7 +65,7 @@ pub use save::{SaveOptions, Saved};
 pub use snapshot::{SnapshotOptions, Snapshotted};
 pub use start::StartOptions;
 
-pub(crate) use attach::attach;
+pub(crate) use attach::{attach, observed_only};
 
 /// An operation that is out of time still undoes what it did, and its caller is told how that went. More than any undoing
 /// here gives itself.
@@ -248,6 +249,10 @@ impl Domain {
         if self.0.context.closing.is_cancelled() {
             return Err(self.error(owner, Cause::ShuttingDown));
         }
+        if self.0.is_observed && !asks_only(job.kind()) {
+            let error = observed_only(&format!("a {} job", job.kind()));
+            return Err(error.told_of(&owner, &self.0.name));
+        }
         let span = info_span!("operation", domain = %self.0.name, job = job.id(), kind = %job.kind(), owner = %owner);
         let (id, kind) = (job.id(), job.kind());
         let began = Instant::now();
@@ -300,6 +305,17 @@ impl Domain {
             }
         }
     }
+}
+
+/// Whether an observer may hold a job of that kind. One that starts is what takes a guest in; there is nothing else it
+/// could be started from.
+fn asks_only(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Normal(JobKind::Query | JobKind::Destroy)
+            | Kind::Agent(AgentKind::Query)
+            | Kind::Async(AsyncKind::Start)
+    )
 }
 
 fn outcome(error: Option<&Error>) -> Outcome {

@@ -180,6 +180,8 @@ pub struct Process {
     exit: Mutex<Option<Exit>>,
     /// Whether it is for us to reap. A child that another part of this program started is its own to wait for.
     is_ours: bool,
+    /// Whether it must never be signalled.
+    is_watched_only: bool,
 }
 
 impl Process {
@@ -197,6 +199,7 @@ impl Process {
             pidfd,
             exit: Mutex::new(None),
             is_ours: true,
+            is_watched_only: false,
         })
     }
 
@@ -227,6 +230,16 @@ impl Process {
             is_ours: false,
             ..Self::watch(number, pidfd)?
         })
+    }
+
+    /// The same, and it cannot be signalled any more.
+    #[must_use]
+    pub fn watched_only(self) -> Self {
+        let is_watched_only = true;
+        Self {
+            is_watched_only,
+            ..self
+        }
     }
 
     /// Its process id, for people. It is reused once the process was reaped.
@@ -295,6 +308,10 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) -> io::Result<()> {
+        if self.is_watched_only {
+            let text = format!("process {} is watched only", self.pid);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
         match rustix::process::pidfd_send_signal(self.pidfd.get_ref(), signal) {
             Err(rustix::io::Errno::SRCH) => Ok(()),
             other => Ok(other?),
@@ -380,6 +397,18 @@ mod tests {
         process.kill().unwrap();
         process.exited().await;
         Identity::of(process.pid()).expect_err("it is gone");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_watched_only_is_never_signalled() {
+        let process = launched(sh("exec sleep 60")).await.watched_only();
+        for refused in [process.terminate(), process.kill()] {
+            let error = refused.expect_err("it is not ours to end");
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        }
+        let own = Process::adopt(process.pid(), |_| true).unwrap();
+        own.kill().unwrap();
+        assert_eq!(process.exited().await, Exit::Signal(9));
     }
 
     #[tokio::test]

@@ -48,6 +48,23 @@ pub(crate) struct Running {
     pub(crate) block_jobs: Vec<Noted>,
 }
 
+/// A guest that another tool started, and that was taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attached {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Its identity: QEMU's, or one that we gave it.
+    pub(crate) uuid: Uuid,
+    /// The address of its monitor.
+    pub(crate) monitor: String,
+    /// The address of its agent's channel, where that is known.
+    pub(crate) agent: Option<String>,
+    /// Whether nothing may be done that changes it.
+    pub(crate) is_observed: bool,
+    /// QEMU's process, where that is known.
+    pub(crate) process: Option<Identity>,
+}
+
 /// Which process it is, so that no other is taken for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  RUN_DIR/records/UUID.json          Shelf::Running      of the guests that run; gone with the host, so never flushed
+//!  RUN_DIR/attached/UUID.json         Shelf::Attached     of those that another tool started; neither
 //!  STATE_DIR/domains/UUID.json        Shelf::Definitions  flushed to the disk before `put` returns
 //!  STATE_DIR/migrations/ID-SIDE.json  Shelf::Migrations   flushed, too
 //! ```
@@ -25,6 +26,8 @@ use std::sync::{Mutex, PoisonError};
 pub enum Shelf {
     /// Guests that run, and what is being done with them. Means nothing after the host was started anew.
     Running,
+    /// Guests that another tool started, and that were attached. Means nothing after the host was started anew.
+    Attached,
     /// What guests are, whether they run or not.
     Definitions,
     /// Migrations whose end is not known on both sides.
@@ -35,6 +38,7 @@ impl Shelf {
     const fn folder(self) -> &'static str {
         match self {
             Self::Running => "records",
+            Self::Attached => "attached",
             Self::Definitions => "domains",
             Self::Migrations => "migrations",
         }
@@ -43,7 +47,7 @@ impl Shelf {
     /// Whether a record must survive a loss of power.
     #[must_use]
     pub const fn is_durable(self) -> bool {
-        !matches!(self, Self::Running)
+        !matches!(self, Self::Running | Self::Attached)
     }
 }
 
@@ -88,7 +92,7 @@ pub trait StateStore: Send + Sync {
 /// One JSON file a record, below the run directory and the state directory.
 #[derive(Debug)]
 pub struct FileStore {
-    folders: [PathBuf; 3],
+    folders: [PathBuf; 4],
 }
 
 impl FileStore {
@@ -99,7 +103,14 @@ impl FileStore {
     /// A folder cannot be made.
     pub fn new(run_dir: &Path, state_dir: &Path) -> io::Result<Self> {
         let store = Self {
-            folders: [Shelf::Running, Shelf::Definitions, Shelf::Migrations].map(|shelf| {
+            // In the order of the shelves: each is its own index.
+            folders: [
+                Shelf::Running,
+                Shelf::Attached,
+                Shelf::Definitions,
+                Shelf::Migrations,
+            ]
+            .map(|shelf| {
                 let below = if shelf.is_durable() {
                     state_dir
                 } else {

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use job_core::{AgentJob, AgentKind, Ask, BeginError, Guard, Label};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::access::permit;
 use crate::domain::{Domain, EXIT_AFTER_EOF, Inner, Live, Published};
 use crate::error::Cause;
 use crate::process::Process;
@@ -49,6 +50,11 @@ impl Queued {
     /// A job to ask under, and the agent if it is connected.
     async fn admitted(&self, request: &Request) -> Result<(AgentJob, Arc<dyn Qga>), Error> {
         let (command, began) = (&*request.name, Instant::now());
+        if let Some(domain) = self.domain.upgrade()
+            && let Err(refused) = permit(&domain, command)
+        {
+            return Err(Error::denied(command, refused.to_string()));
+        }
         let ask = Ask::new(self.owner.clone(), sleep_until(request.deadline));
         let Some(jobs) = self.domain.upgrade().map(|domain| domain.jobs.clone()) else {
             return Err(self.gone(command, began));

@@ -39,6 +39,8 @@ pub(crate) struct Live {
     monitor: OnceLock<Arc<dyn Qmp>>,
     agent: OnceLock<Arc<dyn Qga>>,
     closed: CancellationToken,
+    /// This driver lets go of it, and it runs on.
+    released: CancellationToken,
     /// All that QEMU said on its standard error is in its log.
     said: CancellationToken,
     /// Why it will end, if somebody here decided so.
@@ -56,6 +58,7 @@ impl Live {
             monitor: OnceLock::new(),
             agent: OnceLock::new(),
             closed: CancellationToken::new(),
+            released: CancellationToken::new(),
             said: CancellationToken::new(),
             doom: Mutex::new(None),
             has_run: AtomicBool::new(false),
@@ -83,6 +86,16 @@ impl Live {
     /// The monitor's connection has ended.
     pub(crate) fn monitor_closed(&self) {
         self.closed.cancel();
+    }
+
+    /// From here on nobody follows it to its end.
+    pub(crate) fn release(&self) {
+        self.released.cancel();
+    }
+
+    /// Waits until this driver lets go of it.
+    pub(crate) async fn released(&self) {
+        self.released.cancelled().await;
     }
 
     /// Waits until the monitor's connection has ended.

@@ -10,7 +10,7 @@ use crate::domain::Inner;
 use crate::error::{Cause, io};
 use crate::guest::Guest;
 use crate::ops::block_jobs::drop_copies;
-use crate::records::{self, Defined, Running};
+use crate::records::{self, Attached, Defined, Running};
 use crate::store::{Shelf, StateStore};
 
 impl Inner {
@@ -124,6 +124,33 @@ impl Inner {
         if let Err(error) = self.note(|record| *record = None).await {
             warn!(domain = %self.name, ?error, "the end of the guest was not written down");
         }
+    }
+
+    /// Writes or forgets what a later driver must know of a guest that was attached.
+    pub(crate) async fn note_attached(&self, record: Option<Attached>) -> Result<(), Cause> {
+        let (store, key, new) = (
+            self.context.store.clone(),
+            self.uuid.to_string(),
+            record.clone(),
+        );
+        let put = move || put(&*store, Shelf::Attached, &key, new.as_ref());
+        tokio::task::spawn_blocking(put)
+            .await
+            .unwrap_or_else(|error| Err(Cause::Panicked(error.to_string())))?;
+        self.take_up_attached(record);
+        Ok(())
+    }
+
+    /// What is written of a guest that was attached.
+    pub(crate) fn take_up_attached(&self, record: Option<Attached>) {
+        *self.attached.lock().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    pub(crate) fn attached(&self) -> Option<Attached> {
+        self.attached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Writes the definition, if it is one that is kept. It is on the disk when this returns.

@@ -36,8 +36,16 @@ pub(crate) fn reap(domain: Arc<Inner>, live: Arc<Live>) -> BoxFuture<'static, ()
 
 async fn follow(domain: Arc<Inner>, live: Arc<Live>) {
     let parting = domain.context.parting.clone();
-    // A driver that goes away leaves its guests running.
-    let Some((why, is_over)) = parting.run_until_cancelled(end_of(&domain, &live)).await else {
+    let end = async {
+        tokio::select! {
+            // First: a connection that is let go of is not lost.
+            biased;
+            () = live.released() => None,
+            end = end_of(&domain, &live) => Some(end),
+        }
+    };
+    // A driver that goes away, or lets go of one, leaves its guests running.
+    let Some(Some((why, is_over))) = parting.run_until_cancelled(end).await else {
         return;
     };
     info!(domain = %domain.name, generation = live.generation, %why, "guest ended");
@@ -53,6 +61,7 @@ async fn follow(domain: Arc<Inner>, live: Arc<Live>) {
     let Some(process) = live.process.clone() else {
         // Without a process to watch, the connection was all there was of it.
         domain.observe(Observation::Lost);
+        Domain(domain.clone()).forget_attached().await;
         domain.observe(Observation::Ended(why));
         domain.clear_live(&live);
         return;
@@ -158,6 +167,8 @@ async fn finish(domain: &Arc<Inner>, live: &Arc<Live>) {
     if live.is_ours {
         domain.forget_guest().await;
         debug!(domain = %domain.name, "cleaned up");
+    } else {
+        Domain(domain.clone()).forget_attached().await;
     }
     domain.clear_live(live);
 }

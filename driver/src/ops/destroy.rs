@@ -11,7 +11,7 @@ use tracing::{Instrument, info_span, warn};
 use crate::domain::state::Run;
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error, ErrorKind, io};
-use crate::ops::{Call, Deadline};
+use crate::ops::{Call, Deadline, observed_only};
 use crate::process::Process;
 
 /// A QEMU known to be silent is not waited for any longer than this before it is killed.
@@ -45,6 +45,9 @@ async fn end(domain: Domain, deadline: Deadline) -> Result<(), Error> {
     let began = Instant::now();
     if domain.0.context.closing.is_cancelled() {
         return Err(Cause::ShuttingDown.into());
+    }
+    if domain.0.is_observed {
+        return Err(observed_only("a destroy"));
     }
     let is_job_cancelled = domain.0.scheduler.cancel_async("destroy").is_ok();
     let live = match domain.0.live() {

@@ -10,6 +10,7 @@
 //!
 //! Each guest has a task and a job of its own, so one that cannot be reached delays no other.
 
+mod attached;
 mod carry_on;
 mod load;
 mod reconnect;

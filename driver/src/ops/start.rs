@@ -417,8 +417,8 @@ pub(crate) async fn connect_monitor(
     let monitor: Arc<dyn Qmp> = Arc::new(monitor);
     live.set_monitor((context.wrap_monitor)(domain.name(), monitor));
     // Without it a migration's or save's status would have to be asked for instead of being told. One of R11's exceptions:
-    // it belongs to the greeting.
-    if let Some(monitor) = live.monitor() {
+    // it belongs to the greeting. Not of one that is only observed: it is a setting of its QEMU.
+    if let Some(monitor) = live.monitor().filter(|_| !domain.0.is_observed) {
         let capabilities = vec![command::MigrationCapability::on("events")];
         let set = monitor.execute(command::MigrateSetCapabilities { capabilities }, deadline);
         match set.await {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{Became, Recovered, begin};
+use super::{Became, Recovered, attached, begin};
 use crate::context::Context;
 use crate::domain::{Domain, Inner, Records};
 use crate::error::{Cause, io as failed_to};
 use crate::events::What;
-use crate::guest::Guest;
 use crate::ops::StartOptions;
-use crate::records::{self, Defined, Running};
+use crate::ops::attach::records as of_attached;
+use crate::records::{self, Attached, Defined, Running};
 use crate::registry::Taken;
 use crate::store::{Found, Shelf};
 
@@ -52,8 +52,25 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
             moved_away: kept.is_some_and(|kept| kept.moved_away),
             ..Records::default()
         };
-        if let Some(domain) = make_known(context, Shelf::Running, &record.guest, records) {
+        if let Some(domain) = make_known(context, Shelf::Running, &record.guest.name, uuid, records)
+        {
             begin(context, domain, record);
+        }
+    }
+    let shelf = Shelf::Attached;
+    let attached = readable(context, shelf, list(shelf)?, |record: &Attached| {
+        record.uuid
+    });
+    for record in attached {
+        let known = make_known(
+            context,
+            shelf,
+            &record.name,
+            record.uuid,
+            of_attached(&record),
+        );
+        if let Some(domain) = known {
+            attached::begin(context, domain, record);
         }
     }
     let is_first = is_first_since_boot(&context.run_dir);
@@ -67,7 +84,13 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
             moved_away: defined.moved_away,
             ..Records::default()
         };
-        let domain = make_known(context, Shelf::Definitions, &guest, records);
+        let domain = make_known(
+            context,
+            Shelf::Definitions,
+            &guest.name,
+            guest.uuid,
+            records,
+        );
         if let Some(domain) = domain.filter(|_| is_started) {
             context.tracker.spawn(async move {
                 if let Err(error) = domain.start_with(StartOptions::default()).await {
@@ -123,19 +146,20 @@ fn set_aside(context: &Context, shelf: Shelf, key: String, reason: String) {
 fn make_known(
     context: &Arc<Context>,
     shelf: Shelf,
-    guest: &Guest,
+    name: &str,
+    uuid: Uuid,
     records: Records,
 ) -> Option<Domain> {
-    let make = |id| Inner::new(id, &guest.name, guest.uuid, context, records);
-    match context.registry.insert(&guest.name, guest.uuid, make) {
+    let make = |id| Inner::new(id, name, uuid, context, records);
+    match context.registry.insert(name, uuid, make) {
         Ok(inner) => {
             inner.tell(What::Defined);
             Some(Domain(inner))
         }
         // Uuids are file names, which are different.
         Err(Taken::Name | Taken::Uuid) => {
-            let reason = format!("is of a second guest that is called \"{}\"", guest.name);
-            set_aside(context, shelf, guest.uuid.to_string(), reason);
+            let reason = format!("is of a second guest that is called \"{name}\"");
+            set_aside(context, shelf, uuid.to_string(), reason);
             None
         }
     }

@@ -13,7 +13,8 @@ use super::{Became, carry_on, kind, settle, tell};
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
 use crate::events::What;
-use crate::ops::start::{Sockets, connect, connect_monitor};
+use crate::ops::attach;
+use crate::ops::start::{Sockets, connect};
 use crate::ops::{AsyncOp, Deadline};
 
 /// Between two tries, at first and at most.
@@ -83,9 +84,8 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
 
 /// Connects to the guest's monitor, and to its agent's channel where that is ours.
 async fn reach(domain: &Domain, live: &Arc<Live>, deadline: Deadline) -> Result<(), Error> {
-    let records = domain.records();
-    if let Some(target) = &records.attached {
-        return connect_monitor(domain, live, target, deadline).await;
+    if let Some(record) = domain.0.attached() {
+        return attach::connect(domain, live, &record, deadline).await;
     }
     let Some(guest) = domain.description() else {
         return Err(Cause::State("where its monitor listens is not known".into()).into());
