@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_qga::{Qga, QgaExt};
-use job_core::{AgentRight, Guard, JobKind, Label, Step};
+use job_core::{AgentRight, Guard, JobKind, Label, Step, Stop, Token};
 use monitor_qmp::{Command, Health, Qmp};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
@@ -166,6 +166,33 @@ impl<'a> Monitor<'a> {
             error,
         )
         .await
+    }
+}
+
+/// The lane past QEMU's main loop (R11's exception): it waits for no command that is stuck there, and for no other job.
+pub(crate) struct Rescue {
+    live: Arc<Live>,
+    token: Token,
+}
+
+/// What answers out of band answers at once: it has nothing to wait for.
+const OUT_OF_BAND: Duration = Duration::from_secs(5);
+
+impl Rescue {
+    pub(crate) fn enter(domain: &Domain, right: &impl Guard) -> Result<Self, Error> {
+        let (live, token) = (admit(domain, right)?, right.token());
+        Ok(Self { live, token })
+    }
+
+    /// Sends a command out of band.
+    pub(crate) async fn execute<C: Command>(&self, command: C) -> Result<C::Reply, Error> {
+        if let Some(stop @ Stop::Gone { .. }) = self.token.stopped() {
+            return Err(Cause::State(stop.to_string()).into());
+        }
+        let monitor = self.live.monitor();
+        let monitor = monitor.ok_or_else(|| Cause::State("its monitor is not connected".into()))?;
+        let deadline = Deadline::now() + OUT_OF_BAND;
+        Ok(monitor.execute_oob(command, deadline).await?)
     }
 }
 

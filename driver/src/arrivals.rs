@@ -4,38 +4,36 @@
 //! dropped, or a connection that breaks, tears nothing in the middle. Decides nothing: the phases do.
 
 mod earlier;
+mod hold;
+mod recover;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use job_core::{AsyncKind, Guard as _};
-use monitor_qmp::command::{self, MigrationStatus};
+use job_core::AsyncKind;
 use remote_migrate::{
     CopyState, DestinationHost, Guest as Arriving, HostError, Load, MigrationId, Prepared, Ran,
-    RunState, StartError, Step,
+    Reason, RunState, StartError, Step,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::context::Context;
+use crate::domain::state::Run;
 use crate::domain::{Domain, Inner, Live, Records};
 use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::guest::Guest;
-use crate::landing::Gate;
 use crate::ops::AsyncOp;
 use crate::ops::destroy::cleaned_up;
-use crate::ops::migrate::{Bring, Moving};
-use crate::ops::start::{bring_up, give_up, run};
-use crate::records::Work;
+use crate::ops::migrate::Moving;
 use crate::registry::Taken;
+use hold::{Order, hold};
 
 /// How often QEMU is asked whether all was loaded.
 const POLL: Duration = Duration::from_millis(20);
-/// The name under which QEMU keeps the connection.
-const FD_NAME: &str = "vmwright-incoming";
 
 /// The local steps of guests that arrive at a driver. [`Driver::arrivals`](crate::Driver::arrivals) makes one, to be put
 /// behind `remote_migrate::Destination`.
@@ -50,13 +48,6 @@ struct Arrival {
     is_new: bool,
     orders: mpsc::Sender<Order>,
     live: OnceLock<Weak<Live>>,
-}
-
-/// What the task that holds the job is told.
-enum Order {
-    Look(oneshot::Sender<Result<CopyState, Error>>),
-    Start(RunState, oneshot::Sender<Result<(), Error>>),
-    Discard,
 }
 
 impl Arrivals {
@@ -108,9 +99,9 @@ impl Arrivals {
         Ok((Domain(inner), true))
     }
 
-    async fn receive(&self, step: Step, guest: Guest) -> Result<Prepared, Error> {
+    async fn receive(&self, step: Step, moving: Moving) -> Result<Prepared, Error> {
         let began = Instant::now();
-        let (domain, is_new) = self.domain(guest.clone())?;
+        let (domain, is_new) = self.domain(moving.guest.clone())?;
         let (orders, told) = mpsc::channel(4);
         let (ready, prepared) = oneshot::channel();
         let held = domain.clone();
@@ -131,7 +122,7 @@ impl Arrivals {
             AsyncKind::MigrationIn.default_mask(),
         );
         self.context.tracker.spawn(async move {
-            let work = move |op: AsyncOp| hold(op, guest, told, ready);
+            let work = move |op: AsyncOp| hold(op, moving, told, ready);
             // Its end is told to those who follow the domain, and seen by the next look.
             let _end = held
                 .run_async(
@@ -198,9 +189,7 @@ impl DestinationHost for Arrivals {
         if moving.guest.uuid != step.domain {
             return Err(HostError::new("the description is one of another guest"));
         }
-        self.receive(step, moving.guest)
-            .await
-            .map_err(HostError::new)
+        self.receive(step, moving).await.map_err(HostError::new)
     }
 
     async fn load(&self, step: Step) -> Result<Load, HostError> {
@@ -243,6 +232,22 @@ impl DestinationHost for Arrivals {
         }
     }
 
+    async fn resume(&self, step: Step) -> Result<Prepared, HostError> {
+        let arrival = self.find(step.migration);
+        let arrival = arrival.ok_or_else(|| HostError::new("an earlier daemon took it in"))?;
+        let (answer, resumed) = oneshot::channel();
+        let told = arrival.orders.send(Order::Resume(answer)).await;
+        told.map_err(|_| HostError::new("it waits for no memory"))?;
+        let resumed = resumed.await.map_err(HostError::new)?;
+        resumed.map_err(HostError::new)
+    }
+
+    async fn trouble(&self, step: Step) -> Option<Reason> {
+        let observed = self.find(step.migration)?.domain.observed();
+        let why = observed.ended.filter(|_| observed.run == Run::Off)?;
+        Some(Reason::new(&why.to_string()))
+    }
+
     async fn discard(&self, step: Step) -> Result<(), HostError> {
         let Some(arrival) = self.find(step.migration) else {
             let discarded = earlier::discard(&self.context, step).await;
@@ -270,149 +275,6 @@ impl DestinationHost for Arrivals {
     async fn inspect(&self, step: Step) -> Result<CopyState, HostError> {
         self.look(step).await.map_err(HostError::new)
     }
-}
-
-/// Holds the job of a guest that arrives, and does what it is told until it runs or is discarded.
-async fn hold(
-    mut op: AsyncOp,
-    guest: Guest,
-    mut told: mpsc::Receiver<Order>,
-    ready: oneshot::Sender<Result<(Arc<Live>, Prepared), Error>>,
-) -> Result<(), Error> {
-    let definition = guest.clone();
-    op.with_state(|records| {
-        records.definition = Some(definition);
-        records.moved_away = false;
-    })?;
-    op.domain().0.store_definition().await?;
-    let (live, gate) = match open(&mut op, &guest).await {
-        Ok((live, gate, prepared)) => {
-            // Nobody waits for it any more: the orders, or their end, say what becomes of it.
-            let _late = ready.send(Ok((live.clone(), prepared)));
-            (live, gate)
-        }
-        Err(error) => {
-            let text = format!("{error:#}");
-            let _late = ready.send(Err(error));
-            return Err(Cause::State(text).into());
-        }
-    };
-    let end = obey(&mut op, &live, gate, &mut told).await;
-    // Once it may have run it is the guest, whatever went wrong then: it is not ended for that.
-    if end.is_err() && !live.has_run() {
-        give_up(&live);
-    }
-    end
-}
-
-/// A QEMU that waits for its state, and a gate of ours where that is to be brought.
-async fn open(op: &mut AsyncOp, guest: &Guest) -> Result<(Arc<Live>, Gate, Prepared), Error> {
-    let live = bring_up(op, guest, Work::MigrationIn).await?;
-    let directory = op.domain().0.run_dir();
-    let context = op.domain().0.context.clone();
-    let opened = async {
-        let silence = context.defaults.silence;
-        let gate = context.landing.open(&directory, silence).await?;
-        let ticket = gate.ticket;
-        let cookie = remote_migrate::Cookie::encode(&Bring { ticket })
-            .map_err(|error| Cause::State(error.to_string()))?;
-        let capabilities = vec![
-            command::MigrationCapability::on("return-path"),
-            command::MigrationCapability::on("events"),
-        ];
-        op.monitor()
-            .await?
-            .execute(command::MigrateSetCapabilities { capabilities })
-            .await?;
-        let connect = gate.connect.as_str().into();
-        Ok((gate, Prepared { connect, cookie }))
-    };
-    match opened.await {
-        Ok((gate, prepared)) => Ok((live, gate, prepared)),
-        Err(error) => {
-            give_up(&live);
-            Err(error)
-        }
-    }
-}
-
-async fn obey(
-    op: &mut AsyncOp,
-    live: &Arc<Live>,
-    gate: Gate,
-    told: &mut mpsc::Receiver<Order>,
-) -> Result<(), Error> {
-    op.set_phase("prepare");
-    let token = op.job().token();
-    // Closed behind the one that was let in.
-    let mut gate = Some(gate);
-    loop {
-        let order = tokio::select! {
-            order = told.recv() => order,
-            _ = token.stop() => None,
-            Some(connection) = admit(&mut gate), if gate.is_some() => {
-                gate = None;
-                op.set_phase("perform");
-                let monitor = op.monitor().await?;
-                let named = command::Getfd { fdname: FD_NAME.into() };
-                monitor.execute_with_fds(named, vec![connection]).await?;
-                monitor.execute(command::MigrateIncoming::new(format!("fd:{FD_NAME}"))).await?;
-                continue;
-            }
-        };
-        // A slow stream does not take from the time that an order has.
-        let patience = op.domain().0.context.defaults.command;
-        op.extend(patience);
-        match order {
-            Some(Order::Look(answer)) => {
-                let looked = look(op, live).await;
-                // Who asked may have left.
-                let _late = answer.send(looked);
-            }
-            Some(Order::Start(state, answer)) => {
-                op.set_phase("finish");
-                op.job().pass_point_of_return();
-                live.mark_run();
-                // Its journal says that it is ours. A daemon that comes back must not take it for one that never ran.
-                op.domain().0.work_is_over().await?;
-                let started = run(op, live, state == RunState::Running).await;
-                let end = match &started {
-                    Ok(()) => Ok(()),
-                    Err(error) => {
-                        Err(Cause::State(format!("it may not have been started: {error:#}")).into())
-                    }
-                };
-                let _late = answer.send(started);
-                return end;
-            }
-            Some(Order::Discard) | None => {
-                give_up(live);
-                return Err(Cause::Cancelled("the guest stays where it was".into()).into());
-            }
-        }
-    }
-}
-
-async fn admit(gate: &mut Option<Gate>) -> Option<std::os::fd::OwnedFd> {
-    Some(gate.as_mut()?.admit().await)
-}
-
-async fn look(op: &mut AsyncOp, live: &Arc<Live>) -> Result<CopyState, Error> {
-    if op
-        .domain()
-        .0
-        .live()
-        .is_none_or(|found| !Arc::ptr_eq(&found, live))
-        || op.check_cancelled().is_err()
-    {
-        return Ok(CopyState::Gone(Ran::Never));
-    }
-    let info = op.monitor().await?.execute(command::QueryMigrate).await?;
-    Ok(match info.status {
-        Some(MigrationStatus::Completed) => CopyState::Complete,
-        Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => CopyState::Gone(Ran::Never),
-        _ => CopyState::Incoming,
-    })
 }
 
 impl std::fmt::Debug for Arrivals {

@@ -23,6 +23,7 @@ use crate::error::{Cause, Error, io};
 use crate::events::{Bound, Log};
 use crate::journal::StoreJournal;
 use crate::landing::Landing;
+use crate::ops::migrate::Moves;
 use crate::ops::recover::{Recoveries, recover_all};
 use crate::process::{Launcher, Plain};
 use crate::registry::Registry;
@@ -235,6 +236,7 @@ impl Builder {
             landing: self.landing,
             find_peer: self.find_peer,
             settling: Settling::default(),
+            moves: Moves::default(),
             journal,
             store,
             recoveries: Recoveries::default(),

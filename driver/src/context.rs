@@ -17,6 +17,7 @@ use crate::error::Cause;
 use crate::events::Log;
 use crate::landing::Landing;
 use crate::metrics::Meter;
+use crate::ops::migrate::Moves;
 use crate::ops::recover::Recoveries;
 use crate::process::Launcher;
 use crate::registry::Registry;
@@ -84,6 +85,7 @@ pub(crate) struct Context {
     /// Finds the daemon of the words that are kept of a migration.
     pub(crate) find_peer: FindPeer,
     pub(crate) settling: Settling,
+    pub(crate) moves: Moves,
     pub(crate) store: Arc<dyn StateStore>,
     pub(crate) recoveries: Recoveries,
     pub(crate) overdue: Overdue,

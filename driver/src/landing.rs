@@ -48,7 +48,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the memory of guests that arrive is taken in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Landing(Place);
+pub struct Landing {
+    place: Place,
+    is_trusting: bool,
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Place {
@@ -64,35 +67,73 @@ impl Landing {
     /// On a unix socket in the directory of the guest: for daemons of the same user of this host.
     #[must_use]
     pub fn unix() -> Self {
-        Self(Place::Unix)
+        Self::default()
     }
 
     /// On that address of this host, each guest on a port that the system chooses. The guest's memory passes in plain: the
     /// network must be one where nobody else reads or writes.
     #[must_use]
     pub fn tcp(address: IpAddr) -> Self {
-        Self(Place::Tcp {
+        let place = Place::Tcp {
             address,
             name: None,
-        })
+        };
+        Self {
+            place,
+            is_trusting: false,
+        }
     }
 
     /// What other hosts call this one: a name, or an address, one of version 6 in brackets. Without it they are told the
     /// address itself, which an address that stands for all of them does not allow.
     #[must_use]
     pub fn known_as(self, host: impl Into<String>) -> Self {
-        Self(match self.0 {
+        let place = match self.place {
             Place::Tcp { address, .. } => Place::Tcp {
                 address,
                 name: Some(host.into()),
             },
             Place::Unix => Place::Unix,
-        })
+        };
+        Self { place, ..self }
+    }
+
+    /// Lets QEMU listen there itself, where a guest is to come over several connections: whoever connects first is taken for
+    /// the one who brings the memory then, so nobody else may reach that address.
+    #[must_use]
+    pub fn trusting(self) -> Self {
+        Self {
+            is_trusting: true,
+            ..self
+        }
+    }
+
+    /// A listener for QEMU itself, whose directory that is, and where that is.
+    pub(crate) async fn lend(
+        &self,
+        directory: &Path,
+        silence: Duration,
+    ) -> Result<(OwnedFd, String), Cause> {
+        if !self.is_trusting && self.place != Place::Unix {
+            let text = "guests are not taken in over several connections here";
+            return Err(Cause::State(text.into()));
+        }
+        let (listener, connect) = self.listen(directory).await?;
+        let failed = |error| failed_to("lend the listener at", &connect)(error);
+        let listener: OwnedFd = match listener {
+            Listener::Unix(listener) => listener.into_std().map_err(failed)?.into(),
+            Listener::Tcp(listener) => {
+                // What it accepts has inherited these.
+                end_if_silent(&listener, silence).map_err(failed)?;
+                listener.into_std().map_err(failed)?.into()
+            }
+        };
+        Ok((listener, connect))
     }
 
     /// Whether others could be told where it is.
     pub(crate) fn check(&self) -> Result<(), Cause> {
-        match &self.0 {
+        match &self.place {
             Place::Tcp {
                 address,
                 name: None,
@@ -105,9 +146,22 @@ impl Landing {
 
     /// Listens for the memory of one guest, whose directory that is.
     pub(crate) async fn open(&self, directory: &Path, silence: Duration) -> Result<Gate, Cause> {
-        let (listener, connect) = match &self.0 {
+        let (listener, connect) = self.listen(directory).await?;
+        Ok(Gate {
+            listener,
+            connect,
+            ticket: Ticket(Uuid::new_v4()),
+            silence,
+            standing: FuturesUnordered::new(),
+        })
+    }
+
+    async fn listen(&self, directory: &Path) -> Result<(Listener, String), Cause> {
+        Ok(match &self.place {
             Place::Unix => {
                 let path = directory.join("migrate.sock");
+                // A gate that was closed has left its name.
+                let _none = std::fs::remove_file(&path);
                 let listener = UnixListener::bind(&path).map_err(failed_to("listen on", &path))?;
                 let connect = format!("unix:{}", path.display());
                 (Listener::Unix(listener), connect)
@@ -123,15 +177,18 @@ impl Landing {
                 };
                 (Listener::Tcp(listener), connect)
             }
-        };
-        Ok(Gate {
-            listener,
-            connect,
-            ticket: Ticket(Uuid::new_v4()),
-            silence,
-            standing: FuturesUnordered::new(),
         })
     }
+}
+
+/// How the memory of one guest is brought.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Way {
+    /// The driver connects, and shows this.
+    Ticket(Ticket),
+    /// QEMU connects, as often as it likes.
+    Bare,
 }
 
 /// What whoever brings the memory of one guest shows first. For one use.

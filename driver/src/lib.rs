@@ -77,6 +77,9 @@
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
 //! - An attached guest whose process is not known is ended through its monitor, under a job.
 //! - The memory of a guest that moves passes in plain, over a unix socket or a network of one's own ([`Landing`]).
+//! - A guest that waits for its memory in post-copy may hold its QEMU's main loop: a driver that comes back then cannot
+//!   reach it, and post-copy goes on only if its stream is whole.
+//! - Over several connections QEMU connects by itself, with the system's own idea of how long a dead link may last.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.
 //! - [`Serial::File`] is written by QEMU itself and has no limit; [`Serial::Log`] has one, and keeps nothing while no
 //!   driver runs.
@@ -115,6 +118,7 @@ mod metrics;
 mod migrations;
 mod ops;
 mod parts;
+mod policy;
 mod process;
 mod qemu_job;
 mod records;
@@ -151,9 +155,10 @@ pub use ops::{
     AgentOp, AsyncOp, Attach, BackedUp, BackupOf, BackupOptions, BackupTarget, Became, BlockJob,
     BlockJobState, Call, CommitOptions, Deadline, DumpFormat, Dumped, FreezeOptions,
     InsideSnapshot, MigrateOptions, MirrorOptions, Op, Recovered, SaveOptions, Saved,
-    SnapshotOptions, Snapshotted, StartOptions, StreamOptions,
+    SnapshotOptions, Snapshotted, StartOptions, StreamOptions, Tuning,
 };
 pub use parts::{PartKind, Scope};
+pub use policy::{Policy, Remedy};
 pub use process::{Exit, Launch, Launcher, Plain, Process};
 pub use select::Select;
 pub use serve::Door;

@@ -59,7 +59,7 @@ pub use dump::{DumpFormat, Dumped};
 pub use freeze::FreezeOptions;
 pub use held::{AgentOp, AsyncOp, Op};
 pub use inside::InsideSnapshot;
-pub use migrate::MigrateOptions;
+pub use migrate::{MigrateOptions, Tuning};
 pub use recover::{Became, Recovered};
 pub use save::{SaveOptions, Saved};
 pub use snapshot::{SnapshotOptions, Snapshotted};

@@ -1,8 +1,11 @@
 //! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
 
 mod memory;
+mod policy;
+mod post_copy;
 mod restart;
 mod settling;
+mod traps;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -15,8 +18,11 @@ use tokio::time::Instant;
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
 use memory::*;
+use policy::*;
+use post_copy::*;
 use restart::*;
 use settling::*;
+use traps::*;
 
 tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
@@ -35,6 +41,22 @@ tests! {
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,
     a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back,
     a_guest_moves_over_tcp_past_strangers_at_its_port,
+    a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
+    a_guest_that_was_turned_to_post_copy_runs_there_and_cannot_be_called_back,
+    a_post_copy_whose_stream_broke_goes_on_over_another,
+    post_copy_is_not_for_a_migration_that_was_begun_without_it,
+    a_destination_that_cannot_read_the_state_gives_the_guest_back_and_says_why,
+    what_the_destination_cannot_open_is_refused_by_name,
+    what_cannot_be_moved_is_refused_in_qemus_words,
+    what_is_left_of_an_earlier_migration_is_named_and_not_met_half_way,
+    a_cancel_is_obeyed_at_once_while_nobody_answers_a_connect,
+    a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_by_a_cancel,
+    a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_it_is_silent_too_long,
+    a_destination_that_is_cancelled_leaves_the_guest_where_it_was,
+    a_guest_that_writes_faster_than_can_be_sent_stays_when_its_policy_says_so,
+    a_guest_that_writes_faster_than_can_be_sent_arrives_once_it_may_stand_still_for_longer,
+    a_guest_that_writes_faster_than_can_be_sent_arrives_by_post_copy,
+    options_that_contradict_each_other_are_refused_before_anything_is_begun,
     a_source_that_is_back_settles_by_itself_what_it_left,
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,
     an_operator_lets_a_complete_copy_run_whose_source_is_fenced,

@@ -154,8 +154,16 @@ async fn see(mut op: Op, was_taken: bool) -> Result<CopyState, Error> {
             _ => CopyState::Incoming,
         });
     }
-    let status = op.monitor()?.execute(command::QueryStatus).await?.status;
+    let monitor = op.monitor()?;
+    let info = monitor.execute(command::QueryMigrate).await?;
+    let status = monitor.execute(command::QueryStatus).await?.status;
+    // It was taken before all of its memory was there, or after: only one word says that all is.
+    let is_whole = matches!(info.status, None | Some(MigrationStatus::Completed));
     Ok(match status {
+        command::RunState::InMigrate | command::RunState::Paused if !is_whole => {
+            CopyState::Switched
+        }
+        _ if !is_whole => CopyState::Partial,
         // It was taken only once it was loaded.
         command::RunState::InMigrate | command::RunState::PreLaunch | command::RunState::Paused => {
             CopyState::Complete

@@ -8,7 +8,7 @@ use job_core::{AgentJob, AsyncJob, Guard, Job, JobKind, Label, Progress, Step, S
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use crate::access::{Agent, Monitor};
+use crate::access::{Agent, Monitor, Rescue};
 use crate::domain::{Domain, Live, Records};
 use crate::error::{Cause, Error};
 use crate::events::What;
@@ -122,6 +122,15 @@ impl AsyncOp {
             .min(Instant::now() + self.domain.0.context.defaults.command);
         let step = self.job.step(sleep_until(deadline)).await?;
         Monitor::enter(&self.domain, step, None, deadline)
+    }
+
+    /// The way past QEMU's main loop, for when that is stuck.
+    ///
+    /// # Errors
+    ///
+    /// As [`Op::monitor`].
+    pub(crate) fn rescue(&self) -> Result<Rescue, Error> {
+        Rescue::enter(&self.domain, &*self.job)
     }
 
     /// Changes definition and intent, as [`Op::with_state`].

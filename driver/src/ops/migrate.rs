@@ -5,8 +5,12 @@
 
 mod bygone;
 mod leaving;
+mod sending;
 mod threshold;
+mod tune;
 
+use std::convert::Infallible;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +19,30 @@ use remote_migrate::verdict::Ruling;
 use remote_migrate::{Control, Journal, Limits, MigrationId, Peer, Plan, Record, Report, Side};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
+use crate::access::Rescue;
 use crate::context::Context;
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
 use crate::guest::Guest;
-use crate::landing::Ticket;
+use crate::landing::Way;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::{AsyncOp, Call};
+use crate::policy::{Policy, Remedy};
 
 use bygone::Bygone;
 use leaving::Leaving;
 use threshold::{Asked, Noted};
+use tune::Underway;
+
+pub use tune::Tuning;
+
+pub(crate) use sending::{is_post_copy, only as only_capabilities};
+pub(crate) use tune::Moves;
+
+/// How long QEMU may take to obey a cancel. It takes some milliseconds.
+const FREE_AFTER: Duration = Duration::from_secs(1);
 
 /// How a guest is moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +55,15 @@ pub struct MigrateOptions {
     pub bandwidth: Option<u64>,
     /// The longest the guest may stand still at the end; QEMU's own default is 300 ms.
     pub downtime: Option<Duration>,
+    /// Whether QEMU takes time from the guest's processors if it writes faster than can be sent.
+    pub auto_converge: bool,
+    /// Over so many connections side by side. QEMU makes them itself then, so the other side must have said that nobody else
+    /// is on that network ([`Landing::trusting`](crate::Landing::trusting)). Not together with post-copy.
+    pub channels: Option<NonZero<u8>>,
+    /// Whether it may be turned to post-copy while it is under way, by [`Domain::post_copy`] or its policy.
+    pub post_copy: bool,
+    /// What is done if it does not come to its end by itself.
+    pub policy: Policy,
     /// Where the daemon is that the guest goes to, in words of the daemon's own. Kept in the journal, for whoever has to
     /// ask it again after a restart.
     pub there: Option<Arc<str>>,
@@ -47,23 +71,40 @@ pub struct MigrateOptions {
     pub home: Option<Arc<str>>,
 }
 
+impl MigrateOptions {
+    /// Refuses what contradicts itself, before anything is begun.
+    fn check(&self) -> Result<(), Cause> {
+        let refused = |text: &str| Err(Cause::BadRequest(text.to_owned()));
+        if self.post_copy && self.channels.is_some() {
+            return refused("post-copy goes over one connection, and several are wanted");
+        }
+        if !self.post_copy && self.policy.then.contains(&Remedy::PostCopy) {
+            return refused("its policy turns to post-copy, which it is begun without");
+        }
+        Ok(())
+    }
+}
+
 /// What the destination's driver must know of the guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Moving {
     pub(crate) guest: Guest,
+    pub(crate) channels: Option<NonZero<u8>>,
+    pub(crate) post_copy: bool,
 }
 
 /// What the source's driver must know to bring the memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Bring {
-    pub(crate) ticket: Ticket,
+    pub(crate) way: Way,
 }
 
 impl Domain {
     /// Moves the guest to the driver behind `peer`. Done means that the destination has said that the guest is its own.
     ///
     /// It can be cancelled until the guest was offered to the other side; then the answer is
-    /// [`TooLate`](crate::ErrorKind::TooLate). A failure names who owns the guest; in doubt, nothing is resumed here
+    /// [`TooLate`](crate::ErrorKind::TooLate). Refused as [`Invalid`](crate::ErrorKind::Invalid) are options that contradict
+    /// each other. A failure names who owns the guest; in doubt, nothing is resumed here
     /// until the peer was asked or an operator decided. A driver that can [find it again](crate::Builder::peers) asks by
     /// itself, for as long as it runs.
     pub fn migrate(&self, peer: Arc<dyn Peer>, options: MigrateOptions) -> Call<Report> {
@@ -199,6 +240,7 @@ async fn leave(
     peer: Arc<dyn Peer>,
     options: MigrateOptions,
 ) -> Result<Option<Report>, Error> {
+    options.check()?;
     let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
     let mut plan = Plan::new(op.domain().uuid());
     if let Some(there) = &options.there {
@@ -207,25 +249,42 @@ async fn leave(
     if let Some(home) = &options.home {
         plan = plan.home(home.clone());
     }
+    // Out of time is out of luck only before the point of return.
+    plan = plan.limits(Limits {
+        perform: op.deadline().saturating_duration_since(Instant::now()),
+        ..Limits::default()
+    });
     let control = Control::new();
-    let token = op.job.token();
+    let _underway = Underway::begin(op.domain(), &control, &options);
+    let (token, rescue) = (op.job.token(), op.rescue()?);
     let op = Mutex::new(op);
-    let host = Leaving::new(&op, options);
+    let host = Leaving::new(&op, options, control.clone());
     let (peer, journal) = (Asked::first(&op, &*peer), Noted::new(&op, &*journal));
     let moving = remote_migrate::migrate(&plan, &host, &peer, &journal, &control);
     tokio::pin!(moving);
     let moved = async {
         tokio::select! {
             moved = &mut moving => moved,
-            _ = token.stop() => {
-                // Too late is an answer too: the migration goes on then, and says how it ended.
-                let _answer = control.cancel();
-                moving.await
-            }
+            _ = token.stop() => match control.cancel() {
+                Ok(()) => tokio::select! {
+                    moved = &mut moving => moved,
+                    never = free_if_stuck(&rescue) => match never {},
+                },
+                // The migration goes on then, and says how it ended.
+                Err(_late) => moving.await,
+            },
         }
     };
     tokio::select! {
         moved = moved => Ok(Some(moved.map_err(Cause::Migrate)?)),
         () = host.stranded.notified() => Ok(None),
+    }
+}
+
+/// A cancel that QEMU has not obeyed by then meets a main loop that is stuck behind a link which is down.
+async fn free_if_stuck(rescue: &Rescue) -> Infallible {
+    loop {
+        sleep(FREE_AFTER).await;
+        sending::cut(rescue).await;
     }
 }

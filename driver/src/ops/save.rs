@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, io};
 use crate::ops::destroy::cleaned_up;
+use crate::ops::migrate::only_capabilities;
 use crate::ops::parts::{check_there, refuse_unsettled};
 use crate::ops::start::{as_it_runs, bring_up, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
@@ -176,16 +177,7 @@ async fn write(op: &mut AsyncOp, file: &SaveFile, options: SaveOptions) -> Resul
         monitor.execute(command::Stop).await?;
     }
     // A migration may have left them otherwise. A file answers nothing on a return path.
-    let capabilities = vec![
-        command::MigrationCapability::on("events"),
-        command::MigrationCapability {
-            capability: "return-path".into(),
-            state: false,
-        },
-    ];
-    monitor
-        .execute(command::MigrateSetCapabilities { capabilities })
-        .await?;
+    monitor.execute(only_capabilities(&[])).await?;
     let mut parameters = command::MigrateSetParameters::default();
     parameters.max_bandwidth = Some(options.bandwidth.unwrap_or(UNLIMITED));
     monitor.execute(parameters).await?;

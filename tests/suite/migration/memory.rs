@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -60,4 +61,35 @@ pub(super) async fn a_guest_moves_over_tcp_past_strangers_at_its_port(rig: Rig) 
             "sent away: {told:?}"
         );
     }
+}
+
+pub(super) async fn a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere(
+    rig: Rig,
+) {
+    let tcp = || Landing::tcp(Ipv4Addr::LOCALHOST.into());
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let options = MigrateOptions {
+        channels: NonZero::new(2),
+        ..MigrateOptions::default()
+    };
+    let wary = Rig::at(&rig.env, tcp());
+    let moved = domain.migrate(peer(&wary), options.clone());
+    let error = moved.await.expect_err("anybody could bring it");
+    assert!(
+        format!("{error:#}").contains("over several connections"),
+        "{error:#}"
+    );
+    for landing in [tcp().trusting(), Landing::unix()] {
+        let there = Rig::at(&rig.env, landing);
+        let moved = domain.migrate(peer(&there), options.clone());
+        moved.await.expect("it moves");
+        let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+        assert!(moved.query_status().await.expect("it answers").running);
+        let back = moved.migrate(peer(&rig), options.clone());
+        back.await.expect("it moves back");
+    }
+    let console = rig.console("web");
+    let last = *console.ticks().last().expect("it counted");
+    let on = console.past(last + 1, 20 * SECOND).await;
+    on.expect("it goes on");
 }

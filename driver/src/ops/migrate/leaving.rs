@@ -4,52 +4,51 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use job_core::{GoneWhy, Guard};
-use monitor_qmp::command::{self, MigrationStatus};
+use monitor_qmp::command;
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
 use remote_migrate::{
-    Begun, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Ran, Record, RunState, Side,
-    SourceHost, Step, Transfer,
+    Begun, Control, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Ran, Record, RunState,
+    Side, SourceHost, Step,
 };
 use tokio::sync::{Mutex, Notify};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::{Bring, MigrateOptions, Moving};
+use super::sending::{self, is_over, only};
+use super::{MigrateOptions, Moving};
 use crate::domain::state::Run;
 use crate::error::{Cause, Error};
 use crate::ops::AsyncOp;
 use crate::ops::parts::refuse_unsettled;
 use crate::ops::start::as_it_runs;
+use crate::policy::Watch;
 use crate::records::Work;
 
-/// How often QEMU is asked how far it is, where none of its events comes first.
-const POLL: Duration = Duration::from_millis(100);
-/// The name under which QEMU keeps the connection.
-const FD_NAME: &str = "vmwright-migrate";
-
-/// Bytes a second unless told otherwise: QEMU's own default of 128 MiB/s, said explicitly since a save may have changed it.
-const BANDWIDTH: u64 = 128 << 20;
+/// Between two looks at a migration that is about to end.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The local steps, on a real QEMU.
 pub(super) struct Leaving<'a> {
     pub(super) op: &'a Mutex<AsyncOp>,
     pub(super) options: MigrateOptions,
+    pub(super) control: Control,
     /// Told when it cannot be brought to its end under this job.
     pub(super) stranded: Notify,
 }
 
 impl<'a> Leaving<'a> {
-    pub(super) fn new(op: &'a Mutex<AsyncOp>, options: MigrateOptions) -> Self {
+    pub(super) fn new(op: &'a Mutex<AsyncOp>, options: MigrateOptions, control: Control) -> Self {
         Self {
             op,
             options,
+            control,
             stranded: Notify::new(),
         }
     }
 
     /// For a guest whose memory is not sent again.
     pub(super) fn without_options(op: &'a Mutex<AsyncOp>) -> Self {
-        Self::new(op, MigrateOptions::default())
+        Self::new(op, MigrateOptions::default(), Control::new())
     }
 }
 
@@ -77,7 +76,17 @@ impl SourceHost for Leaving<'_> {
         if let Some(reason) = info.blocked_reasons.first() {
             return Err(HostError::new(format!("it cannot be moved: {reason}")));
         }
-        let cookie = Cookie::encode(&Moving { guest }).map_err(HostError::new)?;
+        if let (Some(status), None) = (&info.status, is_over(info.status.as_ref())) {
+            let status = status.as_str();
+            let text = format!("QEMU is not done with an earlier migration yet: {status}");
+            return Err(HostError::new(text));
+        }
+        let moving = Moving {
+            guest,
+            channels: self.options.channels,
+            post_copy: self.options.post_copy,
+        };
+        let cookie = Cookie::encode(&moving).map_err(HostError::new)?;
         Ok(Begun {
             cookie,
             run: if status.running {
@@ -91,7 +100,39 @@ impl SourceHost for Leaving<'_> {
     async fn perform(&self, _step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError> {
         let mut op = self.op.lock().await;
         op.set_phase("perform");
-        self.send(&mut op, to, meter).await.map_err(HostError::new)
+        let performed = async {
+            let rescue = op.rescue()?;
+            sending::begin(&mut op, to, &self.options).await?;
+            let watch = Watch::new(self.options.policy.clone());
+            sending::follow(&mut op, &rescue, meter, watch, &self.control).await
+        };
+        performed.await.map_err(HostError::new)
+    }
+
+    async fn switch(&self, _step: Step, to: &Prepared) -> Result<(), HostError> {
+        let mut op = self.op.lock().await;
+        // The journal says so already.
+        op.job().pass_point_of_return();
+        op.set_phase("switch");
+        let switched = sending::switch(&mut op, to, &self.options).await;
+        switched.map_err(HostError::new)
+    }
+
+    async fn drain(
+        &self,
+        _step: Step,
+        to: Option<&Prepared>,
+        meter: &Meter,
+    ) -> Result<(), HostError> {
+        let mut op = self.op.lock().await;
+        op.set_phase("post-copy");
+        let drained = async {
+            if let Some(to) = to {
+                sending::resume(&mut op, to).await?;
+            }
+            sending::follow_rest(&mut op, meter).await
+        };
+        drained.await.map_err(HostError::new)
     }
 
     async fn confirm(&self, step: Step, outcome: Outcome) -> Result<(), HostError> {
@@ -140,101 +181,22 @@ impl SourceHost for Leaving<'_> {
     }
 }
 
-/// Whether the migration moved the guest (`true`), or left it where it was (`false`); nothing while it is under way.
-fn is_over(status: Option<&MigrationStatus>) -> Option<bool> {
-    match status {
-        Some(MigrationStatus::Completed) => Some(true),
-        None
-        | Some(MigrationStatus::None | MigrationStatus::Failed | MigrationStatus::Cancelled) => {
-            Some(false)
-        }
-        Some(_) => None,
-    }
-}
-
-impl Leaving<'_> {
-    /// Sends the guest's memory over a connection of ours, until QEMU says that all was acknowledged.
-    async fn send(&self, op: &mut AsyncOp, to: &Prepared, meter: &Meter) -> Result<(), Error> {
-        let deadline = op
-            .deadline()
-            .min(Instant::now() + op.domain().0.context.defaults.connect);
-        let context = op.domain().0.context.clone();
-        let Bring { ticket } = to.cookie.decode().map_err(|error| {
-            Cause::State(format!(
-                "the other side gave no ticket for the memory: {error}"
-            ))
-        })?;
-        let stream = context.transports.dial(&to.connect, deadline).await?;
-        let shown = ticket.show(stream, context.defaults.silence).await;
-        let connection = shown.map_err(crate::error::io("show the ticket at", &*to.connect))?;
-        let monitor = op.monitor().await?;
-        // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
-        let capabilities = vec![
-            command::MigrationCapability::on("events"),
-            command::MigrationCapability::on("return-path"),
-        ];
-        monitor
-            .execute(command::MigrateSetCapabilities { capabilities })
-            .await?;
-        let mut parameters = command::MigrateSetParameters::default();
-        parameters.max_bandwidth = Some(self.options.bandwidth.unwrap_or(BANDWIDTH));
-        parameters.downtime_limit = self.options.downtime.map(|limit| limit.as_millis() as u64);
-        monitor.execute(parameters).await?;
-        monitor
-            .execute_with_fds(
-                command::Getfd {
-                    fdname: FD_NAME.into(),
-                },
-                vec![connection],
-            )
-            .await?;
-        monitor
-            .execute(command::Migrate::new(format!("fd:{FD_NAME}")))
-            .await?;
-        drop(monitor);
-        loop {
-            let mut changes = op.domain().changes();
-            let info = op.monitor().await?.execute(command::QueryMigrate).await?;
-            if let Some(ram) = &info.ram {
-                meter.report(Transfer {
-                    sent: ram.transferred,
-                    remaining: ram.remaining,
-                    total: ram.total,
-                    pass: ram.dirty_sync_count,
-                    dirty_rate: ram.dirty_pages_rate * ram.page_size,
-                });
-                op.report(ram.total.saturating_sub(ram.remaining), ram.total);
-            }
-            match is_over(info.status.as_ref()) {
-                Some(true) => return Ok(()),
-                Some(false) => {
-                    let reason = info
-                        .error_desc
-                        .unwrap_or_else(|| "QEMU gave it up without a reason".into());
-                    return Err(Cause::Failed(reason).into());
-                }
-                None => changes.wait(POLL).await,
-            }
-        }
-    }
-}
-
 /// Ends what is left of the migration, and lets the guest run if it ran.
 async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     op.extend(op.domain().0.context.defaults.command);
-    let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+    let mut info = op.monitor().await?.execute(command::QueryMigrate).await?;
     if is_over(info.status.as_ref()).is_none() {
+        // In post-copy too: nobody comes here then but upon the other side's word that it never ran there.
         op.monitor().await?.execute(command::MigrateCancel).await?;
-        loop {
+        while is_over(info.status.as_ref()).is_none() {
             let mut changes = op.domain().changes();
-            let info = op.monitor().await?.execute(command::QueryMigrate).await?;
-            if is_over(info.status.as_ref()).is_some() {
-                break;
-            }
             changes.wait(POLL).await;
+            info = op.monitor().await?.execute(command::QueryMigrate).await?;
         }
     }
     let monitor = op.monitor().await?;
+    // What it left on would be in the way of a save, or of the next one.
+    monitor.execute(only(&[])).await?;
     if run == RunState::Running && !monitor.execute(command::QueryStatus).await?.running {
         monitor.execute(command::Cont).await?;
     }

@@ -1,0 +1,313 @@
+//! The task that holds the job of a guest that arrives: brings its QEMU up, lets the memory in, and does what it is told,
+//! until all of the guest is there or none of it is to be.
+//!
+//! Whoever cancels the job cuts the stream, and no more: a copy that is complete by then stays, since it may be the last.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use job_core::{AsyncKind, Guard as _, JobKind, Stop};
+use monitor_qmp::command::{self, MigrationStatus, YankInstance};
+use remote_migrate::{Cookie, CopyState, Prepared, Ran, RunState};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::recover::Recovery;
+use crate::domain::Live;
+use crate::domain::state::Observed;
+use crate::error::{Cause, Error};
+use crate::events::What;
+use crate::landing::{Gate, Way};
+use crate::ops::AsyncOp;
+use crate::ops::migrate::{Bring, Moving, is_post_copy, only_capabilities};
+use crate::ops::start::{bring_up, give_up, run};
+use crate::records::Work;
+
+/// The name under which QEMU keeps the connection, or the listener.
+const FD_NAME: &str = "vmwright-incoming";
+
+/// What the task that holds the job is told.
+pub(super) enum Order {
+    Look(oneshot::Sender<Result<CopyState, Error>>),
+    Start(RunState, oneshot::Sender<Result<(), Error>>),
+    Resume(oneshot::Sender<Result<Prepared, Error>>),
+    Discard,
+}
+
+/// Who waits to hear where the memory is to be brought.
+type Ready = oneshot::Sender<Result<(Arc<Live>, Prepared), Error>>;
+
+/// Holds the job of a guest that arrives.
+pub(super) async fn hold(
+    mut op: AsyncOp,
+    moving: Moving,
+    told: mpsc::Receiver<Order>,
+    ready: Ready,
+) -> Result<(), Error> {
+    let definition = moving.guest.clone();
+    op.with_state(|records| {
+        records.definition = Some(definition);
+        records.moved_away = false;
+    })?;
+    op.domain().0.store_definition().await?;
+    let (live, gate) = match open(&mut op, &moving).await {
+        Ok((live, gate, prepared)) => {
+            // Nobody waits for it any more: the orders, or their end, say what becomes of it.
+            let _late = ready.send(Ok((live.clone(), prepared)));
+            (live, gate)
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            let _late = ready.send(Err(error));
+            return Err(Cause::State(text).into());
+        }
+    };
+    let mut held = Held {
+        op,
+        live,
+        gate,
+        recovery: Recovery::default(),
+        is_in_halves: false,
+        is_left: false,
+    };
+    let end = held.obey(told).await;
+    // Once it may have run it is the guest, whatever went wrong then: it is not ended for that.
+    if end.is_err() && !held.live.has_run() && !held.is_left {
+        give_up(&held.live);
+    }
+    end
+}
+
+/// A QEMU that waits for its state, and where that is to be brought.
+async fn open(
+    op: &mut AsyncOp,
+    moving: &Moving,
+) -> Result<(Arc<Live>, Option<Gate>, Prepared), Error> {
+    let live = bring_up(op, &moving.guest, Work::MigrationIn).await?;
+    match listen(op, moving).await {
+        Ok((gate, prepared)) => Ok((live, gate, prepared)),
+        Err(error) => {
+            give_up(&live);
+            Err(error)
+        }
+    }
+}
+
+async fn listen(op: &mut AsyncOp, moving: &Moving) -> Result<(Option<Gate>, Prepared), Error> {
+    let (context, directory) = (op.domain().0.context.clone(), op.domain().0.run_dir());
+    let silence = context.defaults.silence;
+    let mut on = vec!["return-path"];
+    on.extend(moving.post_copy.then_some("postcopy-ram"));
+    on.extend(moving.channels.map(|_| "multifd"));
+    let monitor = op.monitor().await?;
+    monitor.execute(only_capabilities(&on)).await?;
+    let (gate, connect, way) = match moving.channels {
+        None => {
+            let gate = context.landing.open(&directory, silence).await?;
+            let (connect, way) = (gate.connect.clone(), Way::Ticket(gate.ticket));
+            (Some(gate), connect, way)
+        }
+        Some(channels) => {
+            let mut parameters = command::MigrateSetParameters::default();
+            parameters.multifd_channels = Some(channels.get());
+            monitor.execute(parameters).await?;
+            let (listener, connect) = context.landing.lend(&directory, silence).await?;
+            let named = command::Getfd {
+                fdname: FD_NAME.into(),
+            };
+            monitor.execute_with_fds(named, vec![listener]).await?;
+            // QEMU takes what follows `tcp:` for any address, a descriptor among them, and accepts on one that listens (7.2).
+            let uri = format!("tcp:fd:{FD_NAME}");
+            monitor.execute(command::MigrateIncoming::new(uri)).await?;
+            (None, connect, Way::Bare)
+        }
+    };
+    let cookie = Cookie::encode(&Bring { way }).map_err(|error| Cause::State(error.to_string()))?;
+    let connect = connect.into();
+    Ok((gate, Prepared { connect, cookie }))
+}
+
+/// The job, and what it is about.
+struct Held {
+    op: AsyncOp,
+    live: Arc<Live>,
+    /// Closed behind the one that was let in.
+    gate: Option<Gate>,
+    recovery: Recovery,
+    /// Whether it was started before all of its memory was there.
+    is_in_halves: bool,
+    /// Whether what becomes of it is left to the driver that comes next.
+    is_left: bool,
+}
+
+impl Held {
+    async fn obey(&mut self, mut told: mpsc::Receiver<Order>) -> Result<(), Error> {
+        self.op.set_phase("prepare");
+        let token = self.op.job().token();
+        let mut is_cut = false;
+        loop {
+            let order = tokio::select! {
+                order = told.recv() => order,
+                stop = token.stop(), if !is_cut => {
+                    is_cut = true;
+                    self.stop(&stop).await?;
+                    continue;
+                }
+                Some(connection) = admit(&mut self.gate), if self.gate.is_some() => {
+                    self.let_in(connection).await?;
+                    continue;
+                }
+                () = all_there(&self.op), if self.is_in_halves => return Ok(()),
+            };
+            // A slow stream does not take from the time that an order has.
+            let patience = self.op.domain().0.context.defaults.command;
+            self.op.extend(patience);
+            match order {
+                Some(Order::Look(answer)) => {
+                    // Who asked may have left.
+                    let _late = answer.send(self.look().await);
+                }
+                Some(Order::Start(state, answer)) => {
+                    let started = self.start(state).await;
+                    let end = started.as_ref().err().map(|error| {
+                        Cause::State(format!("it may not have been started: {error:#}"))
+                    });
+                    let _late = answer.send(started);
+                    if let Some(cause) = end {
+                        return Err(cause.into());
+                    }
+                    if !self.is_in_halves {
+                        return Ok(());
+                    }
+                }
+                Some(Order::Resume(answer)) => {
+                    let resumed = self.recovery.begin(&self.op).await;
+                    let _late = answer.send(resumed);
+                }
+                Some(Order::Discard) => {
+                    give_up(&self.live);
+                    return Err(Cause::Cancelled("the guest stays where it was".into()).into());
+                }
+                None => {
+                    // The driver goes. A copy may be the last one: what becomes of it is the next one's to learn.
+                    self.is_left = true;
+                    let id = self.op.job().id();
+                    self.op.domain().0.job_is_cut_short(id).await;
+                    return Err(Cause::ShuttingDown.into());
+                }
+            }
+        }
+    }
+
+    /// Somebody cancelled the job, or QEMU is gone.
+    async fn stop(&mut self, stop: &Stop) -> Result<(), Error> {
+        if let Stop::Gone { .. } = stop {
+            self.op.job.check()?;
+        }
+        if self.gate.take().is_some() {
+            give_up(&self.live);
+            return Err(Cause::Cancelled(stop.to_string()).into());
+        }
+        // Whether it is complete is decided inside QEMU: what is not ends by this, and what is stays.
+        let instances = vec![YankInstance::Migration];
+        let rescue = self.op.rescue()?;
+        let _is_complete = rescue.execute(command::Yank { instances }).await;
+        Ok(())
+    }
+
+    async fn let_in(&mut self, connection: OwnedFd) -> Result<(), Error> {
+        self.gate = None;
+        self.op.set_phase("perform");
+        let monitor = self.op.monitor().await?;
+        let named = command::Getfd {
+            fdname: FD_NAME.into(),
+        };
+        monitor.execute_with_fds(named, vec![connection]).await?;
+        let uri = format!("fd:{FD_NAME}");
+        monitor.execute(command::MigrateIncoming::new(uri)).await?;
+        Ok(())
+    }
+
+    async fn start(&mut self, state: RunState) -> Result<(), Error> {
+        self.op.set_phase("finish");
+        self.op.job().pass_point_of_return();
+        self.live.mark_run();
+        let domain = self.op.domain().clone();
+        // Its journal says that it is ours. A daemon that comes back must not take it for one that never ran.
+        domain.0.work_is_over().await?;
+        let is_run = state == RunState::Running;
+        if !is_post_copy(domain.observed().migration.as_ref()) {
+            return run(&mut self.op, &self.live, is_run).await;
+        }
+        self.is_in_halves = true;
+        // What QEMU is asked from here on it may answer only when the memory has come.
+        let mask = AsyncKind::MigrationIn.default_mask();
+        self.op.job().set_mask(mask.with(JobKind::Query));
+        self.op.set_phase("post-copy");
+        if is_run {
+            self.op.monitor().await?.execute(command::Cont).await?;
+        }
+        domain.0.tell(What::Started {
+            generation: self.live.generation,
+        });
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<CopyState, Error> {
+        let here = self.op.domain().0.live();
+        if here.is_none_or(|found| !Arc::ptr_eq(&found, &self.live)) || self.op.job.check().is_err()
+        {
+            let ran = if self.live.has_run() {
+                Ran::Maybe
+            } else {
+                Ran::Never
+            };
+            return Ok(CopyState::Gone(ran));
+        }
+        if self.live.has_run() {
+            // A guest that waits for memory may hold QEMU's main loop: not asked, but told by its events.
+            let observed = self.op.domain().observed();
+            return Ok(if is_all_there(&observed) {
+                CopyState::Started
+            } else {
+                CopyState::Partial
+            });
+        }
+        let monitor = self.op.monitor().await?;
+        let info = monitor.execute(command::QueryMigrate).await?;
+        Ok(match info.status {
+            Some(MigrationStatus::Completed) => CopyState::Complete,
+            Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+                CopyState::Gone(Ran::Never)
+            }
+            status if is_post_copy(status.as_ref()) => {
+                let status = monitor.execute(command::QueryStatus).await?.status;
+                if status == command::RunState::InMigrate {
+                    CopyState::Incoming
+                } else {
+                    CopyState::Switched
+                }
+            }
+            _ => CopyState::Incoming,
+        })
+    }
+}
+
+async fn admit(gate: &mut Option<Gate>) -> Option<OwnedFd> {
+    Some(gate.as_mut()?.admit().await)
+}
+
+/// Whether no memory is missing. One that waits for another stream says `setup`, so only one word will do.
+fn is_all_there(observed: &Observed) -> bool {
+    observed.migration == Some(MigrationStatus::Completed)
+}
+
+/// Waits until no memory is missing.
+async fn all_there(op: &AsyncOp) {
+    let far = || Instant::now() + FAR;
+    while op.domain().wait_for(is_all_there, far()).await.is_err() {}
+}
+
+/// Between two looks at a post-copy that does not end.
+const FAR: Duration = Duration::from_secs(3600);

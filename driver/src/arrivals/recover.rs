@@ -1,0 +1,126 @@
+//! A post-copy whose stream broke goes on over another one.
+//!
+//! A guest that waits for memory may hold QEMU's main loop, which then takes no descriptor. What it does out of band is to
+//! listen on a path: so the driver lets the memory in at its gate as before, and carries it on to there.
+//!
+//! ```text
+//!  source's QEMU ══ connection, ticket ══► gate ══ this task ══► recover-N.sock ══► QEMU
+//! ```
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use monitor_qmp::command::{self, MigrationStatus};
+use remote_migrate::{Cookie, Prepared};
+use rustix::net::{AddressFamily, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::error::{Cause, Error};
+use crate::landing::{Gate, Way};
+use crate::ops::AsyncOp;
+use crate::ops::migrate::Bring;
+
+/// How long QEMU may take to notice that a stream was cut.
+const NOTICING: Duration = Duration::from_secs(5);
+/// What is carried at once.
+const PIECE: usize = 256 * 1024;
+
+/// What was begun to go on with a post-copy.
+#[derive(Default)]
+pub(super) struct Recovery {
+    tries: u32,
+    /// Where QEMU listens, and whoever carries the memory there. Ends with the stream, and not before: the last that QEMU
+    /// says on it is that all is there, and a source that misses that waits for ever (QEMU 7.2).
+    begun: Option<(PathBuf, AbortHandle)>,
+}
+
+impl Recovery {
+    /// Has QEMU listen again, and says where the rest of the memory is to be brought.
+    pub(super) async fn begin(&mut self, op: &AsyncOp) -> Result<Prepared, Error> {
+        let (domain, rescue) = (op.domain().clone(), op.rescue()?);
+        let status = domain.observed().migration;
+        if status == Some(MigrationStatus::PostcopyActive) {
+            // The source has noticed first that the stream is broken, and only its word leads here.
+            if let Err(error) = rescue.execute(command::MigratePause).await {
+                warn!(
+                    domain = domain.name(),
+                    error = format!("{error:#}"),
+                    "post-copy was not paused"
+                );
+            }
+            let is_paused = |observed: &crate::Observed| {
+                observed.migration == Some(MigrationStatus::PostcopyPaused)
+            };
+            domain
+                .wait_for(is_paused, Instant::now() + NOTICING)
+                .await?;
+        }
+        self.tries += 1;
+        let path = domain
+            .0
+            .run_dir()
+            .join(format!("recover-{}.sock", self.tries));
+        let uri = format!("unix:{}", path.display());
+        let path = match (
+            rescue.execute(command::MigrateRecover { uri }).await,
+            self.begun.take(),
+        ) {
+            (Ok(_), earlier) => {
+                if let Some((_, carrier)) = earlier {
+                    carrier.abort();
+                }
+                path
+            }
+            // It listens still from the last time, when nobody came.
+            (Err(_), Some((earlier, carrier))) => {
+                carrier.abort();
+                earlier
+            }
+            (Err(error), None) => return Err(error),
+        };
+        let context = domain.0.context.clone();
+        let gate = context
+            .landing
+            .open(&domain.0.run_dir(), context.defaults.silence)
+            .await?;
+        let way = Way::Ticket(gate.ticket);
+        let cookie =
+            Cookie::encode(&Bring { way }).map_err(|error| Cause::State(error.to_string()))?;
+        let connect = gate.connect.as_str().into();
+        let (parting, name) = (context.parting.clone(), domain.0.name.clone());
+        let carried = carry(gate, path.clone());
+        let carrier = tokio::spawn(context.watchers.track_future(async move {
+            if let Some(Err(error)) = parting.run_until_cancelled(carried).await {
+                warn!(domain = %name, %error, "the memory of a post-copy was not carried to its end");
+            }
+        }));
+        self.begun = Some((path, carrier.abort_handle()));
+        Ok(Prepared { connect, cookie })
+    }
+}
+
+async fn carry(mut gate: Gate, path: PathBuf) -> io::Result<()> {
+    let connection = gate.admit().await;
+    drop(gate);
+    let inside = UnixStream::connect(&path).await?;
+    if sockopt::socket_domain(&connection)? == AddressFamily::UNIX {
+        pump(UnixStream::from_std(connection.into())?, inside).await
+    } else {
+        pump(TcpStream::from_std(tcp(connection))?, inside).await
+    }
+}
+
+fn tcp(connection: OwnedFd) -> std::net::TcpStream {
+    connection.into()
+}
+
+async fn pump(mut from: impl AsyncRead + AsyncWrite + Unpin, mut to: UnixStream) -> io::Result<()> {
+    copy_bidirectional_with_sizes(&mut from, &mut to, PIECE, PIECE).await?;
+    Ok(())
+}

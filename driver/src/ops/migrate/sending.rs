@@ -1,0 +1,361 @@
+//! What a QEMU is told that sends its guest's memory: over which connection, how fast, until when.
+//!
+//! ```text
+//!  begin ─► follow ─► completed
+//!             │ post-copy wanted
+//!             ▼
+//!           switch ─► follow_rest ─► completed
+//!                         ▲  │ the stream broke
+//!                         └──┴─ resume
+//! ```
+//!
+//! Once post-copy began, neither a cancel nor a `cont` is sent: QEMU 7.2 obeys both, and the guest would run twice.
+
+use std::time::Duration;
+
+use monitor_qmp::command::{
+    self, MigrationCapability, MigrationInfo, MigrationStatus, YankInstance,
+};
+use remote_migrate::{Control, Meter, Prepared, Transfer};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::{Bring, MigrateOptions};
+use crate::access::Rescue;
+use crate::error::{Cause, Error, io};
+use crate::landing::Way;
+use crate::ops::AsyncOp;
+use crate::policy::{Advice, Remedy, Watch};
+
+/// How often QEMU is asked how far it is, where none of its events comes first.
+const POLL: Duration = Duration::from_millis(100);
+/// The name under which QEMU keeps the connection.
+const FD_NAME: &str = "vmwright-migrate";
+
+/// Bytes a second unless told otherwise: QEMU's own default of 128 MiB/s, said explicitly since a save may have changed it.
+const BANDWIDTH: u64 = 128 << 20;
+/// How long the guest may stand still at the end unless told otherwise: QEMU's own default.
+const DOWNTIME: Duration = Duration::from_millis(300);
+
+/// Per cent of a guest's time that QEMU takes at first, more each time, and at most: its own defaults.
+const THROTTLE: (u8, u8, u8) = (20, 10, 99);
+
+/// All capabilities that this driver ever turns on, beside `events`, which stays on. What one migration left on would be in
+/// the way of the next, or of a save.
+const CAPABILITIES: [&str; 4] = ["return-path", "auto-converge", "multifd", "postcopy-ram"];
+
+/// Turns these on, and the others off.
+pub(crate) fn only(on: &[&str]) -> command::MigrateSetCapabilities {
+    let mut capabilities = vec![MigrationCapability::on("events")];
+    capabilities.extend(CAPABILITIES.map(|name| MigrationCapability {
+        state: on.contains(&name),
+        ..MigrationCapability::on(name)
+    }));
+    command::MigrateSetCapabilities { capabilities }
+}
+
+/// Whether the migration moved the guest (`true`), or left it where it was (`false`); nothing while it is under way.
+pub(super) fn is_over(status: Option<&MigrationStatus>) -> Option<bool> {
+    match status {
+        Some(MigrationStatus::Completed) => Some(true),
+        None
+        | Some(MigrationStatus::None | MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+            Some(false)
+        }
+        Some(_) => None,
+    }
+}
+
+/// Whether the memory is in two halves.
+pub(crate) fn is_post_copy(status: Option<&MigrationStatus>) -> bool {
+    use MigrationStatus as Is;
+    matches!(
+        status,
+        Some(
+            Is::PostcopyActive
+                | Is::PostcopyPaused
+                | Is::PostcopyRecover
+                | Is::PostcopyRecoverSetup
+        )
+    )
+}
+
+/// Has QEMU begin to send the guest's memory.
+pub(super) async fn begin(
+    op: &mut AsyncOp,
+    to: &Prepared,
+    options: &MigrateOptions,
+) -> Result<(), Error> {
+    let bring = bring(to)?;
+    let connection = connect(op, to, &bring).await?;
+    let monitor = op.monitor().await?;
+    // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
+    let mut on = vec!["return-path"];
+    let throttles = options.policy.then.contains(&Remedy::Throttle);
+    on.extend((options.auto_converge || throttles).then_some("auto-converge"));
+    on.extend(options.post_copy.then_some("postcopy-ram"));
+    on.extend(options.channels.map(|_| "multifd"));
+    monitor.execute(only(&on)).await?;
+    let mut parameters = command::MigrateSetParameters::default();
+    parameters.max_bandwidth = Some(options.bandwidth.unwrap_or(BANDWIDTH));
+    parameters.downtime_limit = Some(millis(options.downtime.unwrap_or(DOWNTIME)));
+    parameters.max_postcopy_bandwidth = Some(0);
+    // On from the start, since it cannot be turned on later, and as good as off until it is wanted.
+    let (initial, increment, most) = if options.auto_converge {
+        THROTTLE
+    } else {
+        (1, 1, 1)
+    };
+    parameters.cpu_throttle_initial = Some(initial);
+    parameters.cpu_throttle_increment = Some(increment);
+    parameters.max_cpu_throttle = Some(most);
+    parameters.multifd_channels = options.channels.map(std::num::NonZero::get);
+    monitor.execute(parameters).await?;
+    let uri = match connection {
+        Some(connection) => {
+            let named = command::Getfd {
+                fdname: FD_NAME.into(),
+            };
+            monitor.execute_with_fds(named, vec![connection]).await?;
+            format!("fd:{FD_NAME}")
+        }
+        None => to.connect.to_string(),
+    };
+    monitor.execute(command::Migrate::new(uri)).await?;
+    Ok(())
+}
+
+/// Follows QEMU until it says that all was acknowledged.
+pub(super) async fn follow(
+    op: &mut AsyncOp,
+    rescue: &Rescue,
+    meter: &Meter,
+    mut watch: Watch,
+    control: &Control,
+) -> Result<(), Error> {
+    let (silence, patience) = {
+        let defaults = &op.domain().0.context.defaults;
+        (defaults.silence, defaults.connect)
+    };
+    let began = Instant::now();
+    loop {
+        let mut changes = op.domain().changes();
+        let info = ask(op, rescue, silence).await?;
+        let transfer = report(op, meter, &info);
+        match watch.look(began.elapsed(), transfer.unwrap_or_default()) {
+            Advice::GoOn => {}
+            Advice::Try(remedy) => apply(op, control, remedy).await?,
+            Advice::GiveUp(why) if is_over(info.status.as_ref()).is_none() => {
+                return Err(Cause::Failed(why.to_owned()).into());
+            }
+            Advice::GiveUp(_) => {}
+        }
+        match info.status {
+            // Where QEMU connects by itself, nobody may answer, which it takes for waiting for two minutes.
+            Some(MigrationStatus::Setup) if began.elapsed() > patience => {
+                let what = "QEMU to connect to the other side";
+                let waited = began.elapsed();
+                return Err(Cause::TimedOut { what, waited }.into());
+            }
+            status => match is_over(status.as_ref()) {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(given_up(info.error_desc)),
+                None => changes.wait(POLL).await,
+            },
+        }
+    }
+}
+
+/// Does what may help it to its end. Whoever waits for post-copy hears of it.
+async fn apply(op: &mut AsyncOp, control: &Control, remedy: Remedy) -> Result<(), Error> {
+    info!(
+        domain = op.domain().name(),
+        ?remedy,
+        "a migration does not come to its end by itself"
+    );
+    let mut parameters = command::MigrateSetParameters::default();
+    match remedy {
+        Remedy::Throttle => {
+            let (initial, increment, most) = THROTTLE;
+            parameters.cpu_throttle_initial = Some(initial);
+            parameters.cpu_throttle_increment = Some(increment);
+            parameters.max_cpu_throttle = Some(most);
+        }
+        Remedy::Downtime(limit) => parameters.downtime_limit = Some(millis(limit)),
+        Remedy::PostCopy => {
+            control.post_copy();
+            return Ok(());
+        }
+        Remedy::GiveUp => return Ok(()),
+    }
+    op.monitor().await?.execute(parameters).await?;
+    Ok(())
+}
+
+/// Asks QEMU how far it is. If it is silent for so long, its main loop is stuck at the last of the memory, behind a link
+/// that is down: that is cut, past the main loop, and the guest goes on here (test bed, section 6).
+async fn ask(op: &mut AsyncOp, rescue: &Rescue, silence: Duration) -> Result<MigrationInfo, Error> {
+    let asking = async { op.monitor().await?.execute(command::QueryMigrate).await };
+    tokio::pin!(asking);
+    let mut silences = 0_u32;
+    loop {
+        tokio::select! {
+            info = &mut asking => return info,
+            () = sleep(silence), if silences == 0 => {
+                silences += 1;
+                cut(rescue).await;
+            }
+        }
+    }
+}
+
+/// Cuts the stream past QEMU's main loop. Only before the point of return.
+pub(super) async fn cut(rescue: &Rescue) {
+    let instances = vec![YankInstance::Migration];
+    match rescue.execute(command::Yank { instances }).await {
+        Ok(_) => warn!("the stream of a migration was cut since QEMU was stuck in it"),
+        // There may be none any more.
+        Err(error) => warn!(
+            error = format!("{error:#}"),
+            "a stuck QEMU could not be freed"
+        ),
+    }
+}
+
+/// Turns to post-copy. Done when the guest is stopped for good and the destination has what it needs to start it, or when
+/// all of it has moved meanwhile.
+pub(super) async fn switch(
+    op: &mut AsyncOp,
+    to: &Prepared,
+    options: &MigrateOptions,
+) -> Result<(), Error> {
+    let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+    if is_over(info.status.as_ref()) == Some(false) {
+        begin(op, to, options).await?;
+    }
+    if is_over(info.status.as_ref()) != Some(true) {
+        let monitor = op.monitor().await?;
+        monitor.execute(command::MigrateStartPostcopy).await?;
+    }
+    loop {
+        let mut changes = op.domain().changes();
+        let monitor = op.monitor().await?;
+        let info = monitor.execute(command::QueryMigrate).await?;
+        let is_running = monitor.execute(command::QueryStatus).await?.running;
+        drop(monitor);
+        match is_over(info.status.as_ref()) {
+            Some(true) => return Ok(()),
+            Some(false) => return Err(given_up(info.error_desc)),
+            None if is_post_copy(info.status.as_ref()) && !is_running => return Ok(()),
+            None => changes.wait(POLL).await,
+        }
+    }
+}
+
+/// Follows QEMU while it sends the rest of the memory to a guest that runs there already. What has no deadline: nothing can
+/// be taken back any more.
+pub(super) async fn follow_rest(op: &mut AsyncOp, meter: &Meter) -> Result<(), Error> {
+    let defaults = op.domain().0.context.defaults;
+    // The kernel ends a stream that is dead before that. One that lives and moves nothing has nothing more to move, or
+    // QEMU has missed the other side's last word.
+    let standing = defaults.silence * 2;
+    let (mut moved, mut since) = (0, Instant::now());
+    loop {
+        op.extend(defaults.command);
+        let mut changes = op.domain().changes();
+        let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+        report(op, meter, &info);
+        let now = info.ram.map_or(moved, |ram| ram.transferred);
+        if now != moved {
+            (moved, since) = (now, Instant::now());
+        }
+        match info.status {
+            Some(MigrationStatus::PostcopyActive) if since.elapsed() > standing => {
+                let waited = since.elapsed();
+                let what = "the rest of the memory to move";
+                return Err(Cause::TimedOut { what, waited }.into());
+            }
+            Some(MigrationStatus::PostcopyPaused) => {
+                let reason = info.error_desc.unwrap_or_default();
+                return Err(
+                    Cause::Failed(format!("its stream broke in post-copy {reason}")).into(),
+                );
+            }
+            status => match is_over(status.as_ref()) {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(given_up(info.error_desc)),
+                None => changes.wait(POLL).await,
+            },
+        }
+    }
+}
+
+/// Goes on with post-copy over a new connection.
+pub(super) async fn resume(op: &mut AsyncOp, to: &Prepared) -> Result<(), Error> {
+    op.extend(op.domain().0.context.defaults.connect);
+    let info = op.monitor().await?.execute(command::QueryMigrate).await?;
+    if info.status == Some(MigrationStatus::PostcopyActive) {
+        // The other side has noticed first that the stream is broken.
+        let monitor = op.monitor().await?;
+        monitor.execute(command::MigratePause).await?;
+    }
+    let bring = bring(to)?;
+    let connection = connect(op, to, &bring).await?;
+    let connection = connection.into_iter().collect();
+    let monitor = op.monitor().await?;
+    let named = command::Getfd {
+        fdname: FD_NAME.into(),
+    };
+    monitor.execute_with_fds(named, connection).await?;
+    let mut again = command::Migrate::new(format!("fd:{FD_NAME}"));
+    again.resume = Some(true);
+    // Refused until the old stream is known to be broken; then it is tried again.
+    monitor.execute(again).await?;
+    Ok(())
+}
+
+fn bring(to: &Prepared) -> Result<Bring, Error> {
+    let bring = to.cookie.decode().map_err(|error| {
+        Cause::State(format!("how to bring the memory cannot be read: {error}"))
+    })?;
+    Ok(bring)
+}
+
+/// A connection of ours to where the memory is taken in, unless QEMU makes its own.
+async fn connect(
+    op: &AsyncOp,
+    to: &Prepared,
+    bring: &Bring,
+) -> Result<Option<std::os::fd::OwnedFd>, Error> {
+    let Way::Ticket(ticket) = bring.way else {
+        return Ok(None);
+    };
+    let context = op.domain().0.context.clone();
+    let deadline = op.deadline().min(Instant::now() + context.defaults.connect);
+    let stream = context.transports.dial(&to.connect, deadline).await?;
+    let shown = ticket.show(stream, context.defaults.silence).await;
+    Ok(Some(shown.map_err(io("show the ticket at", &*to.connect))?))
+}
+
+fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer> {
+    let ram = info.ram.as_ref()?;
+    let transfer = Transfer {
+        sent: ram.transferred,
+        remaining: ram.remaining,
+        total: ram.total,
+        pass: ram.dirty_sync_count,
+        dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
+    };
+    meter.report(transfer);
+    op.report(ram.total.saturating_sub(ram.remaining), ram.total);
+    Some(transfer)
+}
+
+fn given_up(reason: Option<String>) -> Error {
+    let reason = reason.unwrap_or_else(|| "QEMU gave it up without a reason".into());
+    Cause::Failed(reason).into()
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

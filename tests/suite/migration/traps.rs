@@ -1,0 +1,278 @@
+//! What QEMU does when a migration goes wrong, and says otherwise or nothing at all. Each of these is a real QEMU's doing.
+
+use std::future::IntoFuture;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use driver::{Defaults, Domain, ErrorKind, MigrateOptions, Op, Run};
+use job_core::JobKind;
+use remote_migrate::{Answer, Call, Cookie, InProcess, Peer, PeerError, Prepared, Reply, Request};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::time::{Instant, sleep};
+
+use super::{SECOND, is_performing, peer, slow};
+use crate::rig::{Rig, boot};
+
+/// The way to another daemon, with what is said on it changed.
+struct Crooked {
+    there: Arc<InProcess>,
+    /// What the other side is told of the guest.
+    described: fn(String) -> String,
+    /// Where this side is told to bring the memory, if it is not where it should.
+    astray: Option<String>,
+}
+
+impl Crooked {
+    fn to(there: &Rig) -> Self {
+        Self {
+            there: peer(there),
+            described: |guest| guest,
+            astray: None,
+        }
+    }
+}
+
+#[async_trait]
+impl Peer for Crooked {
+    async fn ask(&self, mut request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        if let Call::Prepare(guest) = &mut request.call {
+            let told = (self.described)(guest.cookie.as_str().to_owned());
+            guest.cookie = Cookie::new(told).expect("it is no longer than it was");
+        }
+        let mut answer = self.there.ask(request, deadline).await?;
+        if let (Reply::Prepared(prepared), Some(astray)) = (&mut answer.reply, &self.astray) {
+            *prepared = Prepared {
+                connect: astray.as_str().into(),
+                cookie: prepared.cookie.clone(),
+            };
+        }
+        Ok(answer)
+    }
+}
+
+async fn goes_on_here(rig: &Rig, domain: &Domain) {
+    assert!(domain.query_status().await.expect("it answers").running);
+    let console = rig.console("web");
+    let last = console.ticks().last().copied().unwrap_or_default();
+    let on = console.past(last + 1, 20 * SECOND).await;
+    on.expect("it counts on");
+}
+
+/// Its QEMU would exit, and the source's say `completed`, if nobody asked for an answer.
+pub(super) async fn a_destination_that_cannot_read_the_state_gives_the_guest_back_and_says_why(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let crooked = Arc::new(Crooked {
+        described: |guest| guest.replace("\"balloon\":true", "\"balloon\":false"),
+        ..Crooked::to(&there)
+    });
+    let moved = domain.migrate(crooked, MigrateOptions::default());
+    let error = moved.await.expect_err("it lacks a device");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    let text = format!("{error:#}");
+    assert!(
+        text.contains("the destination says") && text.contains("savevm"),
+        "in the words of the QEMU that knows: {text}"
+    );
+    goes_on_here(&rig, &domain).await;
+}
+
+pub(super) async fn what_the_destination_cannot_open_is_refused_by_name(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let crooked = Arc::new(Crooked {
+        described: |guest| guest.replace("initramfs", "elsewhere"),
+        ..Crooked::to(&there)
+    });
+    let moved = domain.migrate(crooked, MigrateOptions::default());
+    let error = moved.await.expect_err("it is not there");
+    let text = format!("{error:#}");
+    assert!(text.contains("elsewhere"), "{text}");
+    let left = there.driver.by_uuid(domain.uuid());
+    assert!(left.is_none(), "nothing of it is left there");
+    goes_on_here(&rig, &domain).await;
+}
+
+pub(super) async fn what_cannot_be_moved_is_refused_in_qemus_words(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let folder = rig.dir.path().join("folder");
+    std::fs::create_dir(&folder).expect("it can be made");
+    let node = json!({"node-name": "blocks", "driver": "vvfat", "dir": folder, "rw": true});
+    raw(&domain, "blockdev-add", node).await;
+    let moved = domain.migrate(peer(&there), MigrateOptions::default());
+    let error = moved.await.expect_err("QEMU would not");
+    let text = format!("{error:#}");
+    assert!(text.contains("does not support live migration"), "{text}");
+    goes_on_here(&rig, &domain).await;
+    raw(&domain, "blockdev-del", json!({"node-name": "blocks"})).await;
+    let moved = domain.migrate(peer(&there), MigrateOptions::default());
+    moved.await.expect("nothing is in its way now");
+}
+
+async fn raw(domain: &Domain, command: &'static str, arguments: serde_json::Value) {
+    let work = move |mut op: Op| async move { op.monitor()?.execute_raw(command, arguments).await };
+    let done = domain.run("test", JobKind::Modify, Instant::now() + 10 * SECOND, work);
+    done.await.expect("QEMU does it");
+}
+
+pub(super) async fn what_is_left_of_an_earlier_migration_is_named_and_not_met_half_way(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    // Somebody else's: it is accepted by the kernel, and nobody reads it.
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+    let at = nobody.local_addr().expect("it has an address");
+    raw(&domain, "migrate", json!({"uri": format!("tcp:{at}")})).await;
+    let moved = domain.migrate(peer(&there), MigrateOptions::default());
+    let error = moved.await.expect_err("QEMU would refuse");
+    let text = format!("{error:#}");
+    assert!(text.contains("an earlier migration"), "{text}");
+    assert!(there.driver.by_uuid(domain.uuid()).is_none(), "{text}");
+}
+
+pub(super) async fn a_cancel_is_obeyed_at_once_while_nobody_answers_a_connect(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let path = rig.dir.path().join("full");
+    let socket = UnixSocket::new_stream().expect("it can be made");
+    socket.bind(&path).expect("it is free");
+    let listener = socket.listen(1).expect("it listens");
+    let full: Vec<_> = std::iter::from_fn(|| {
+        let socket = std::os::unix::net::UnixStream::connect(&path);
+        socket.ok()
+    })
+    .take(2)
+    .collect();
+    let crooked = Arc::new(Crooked {
+        astray: Some(format!("unix:{}", path.display())),
+        ..Crooked::to(&there)
+    });
+    let moving = domain.migrate(crooked, MigrateOptions::default());
+    let moving = tokio::spawn(moving.into_future());
+    let is_at_it = |jobs: &job_core::Snapshot| {
+        let held = jobs.asynchronous.as_ref();
+        held.is_some_and(|held| held.holder.phase.as_deref() == Some("perform"))
+    };
+    assert!(crate::rig::jobs_until(&domain, 20 * SECOND, is_at_it).await);
+    domain.cancel_job("test").expect("it can be cancelled");
+    let error = moving.await.expect("no panic").expect_err("it was");
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:#}");
+    goes_on_here(&rig, &domain).await;
+    drop((listener, full));
+}
+
+/// A connection that is slow, and then dead: nothing is closed, and nobody reads.
+async fn narrow(path: std::path::PathBuf, to: String, is_dead: Arc<AtomicBool>) {
+    let listener = UnixListener::bind(&path).expect("it is free");
+    let (mut from, _) = listener.accept().await.expect("the source connects");
+    let to = to.strip_prefix("unix:").expect("over a unix socket");
+    let mut to = UnixStream::connect(to).await.expect("somebody listens");
+    let (mut back, mut there) = to.split();
+    let (mut here, mut answers) = from.split();
+    let forth = async {
+        let mut piece = vec![0; 64 * 1024];
+        loop {
+            let length = here.read(&mut piece).await.expect("it can be read");
+            if is_dead.load(Ordering::SeqCst) {
+                return std::future::pending::<()>().await;
+            }
+            there.write_all(&piece[..length]).await.expect("it is read");
+            // 32 MiB a second.
+            sleep(std::time::Duration::from_millis(2)).await;
+        }
+    };
+    let backwards = tokio::io::copy(&mut back, &mut answers);
+    tokio::join!(forth, backwards).1.expect("it can be carried");
+}
+
+/// The way to a daemon to which the memory goes through a narrow place.
+struct Narrow {
+    there: Arc<InProcess>,
+    path: std::path::PathBuf,
+    is_dead: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Peer for Narrow {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let mut answer = self.there.ask(request, deadline).await?;
+        if let Reply::Prepared(prepared) = &mut answer.reply {
+            let to = prepared.connect.to_string();
+            tokio::spawn(narrow(self.path.clone(), to, self.is_dead.clone()));
+            while !Path::new(&self.path).exists() {
+                tokio::task::yield_now().await;
+            }
+            prepared.connect = format!("unix:{}", self.path.display()).into();
+        }
+        Ok(answer)
+    }
+}
+
+/// A guest whose QEMU is stuck at the last of its memory: it stands still here and there, and its main loop is taken.
+async fn stuck(rig: &Rig, there: &Rig) -> (Domain, tokio::task::JoinHandle<ErrorKind>) {
+    let (domain, _) = boot(rig, "web").await.expect("it boots");
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let narrow = Arc::new(Narrow {
+        there: peer(there),
+        path: rig.dir.path().join("narrow"),
+        is_dead: is_dead.clone(),
+    });
+    // It may stand still for so long that QEMU stops it at once, with all of its memory to go.
+    let options = MigrateOptions {
+        downtime: Some(100 * SECOND),
+        ..slow()
+    };
+    let moving = domain.migrate(narrow, options).into_future();
+    let moving = tokio::spawn(async move { moving.await.expect_err("it cannot arrive").kind() });
+    let is_stopped =
+        |seen: &driver::Observed| matches!(&seen.run, Run::Qemu(_)) && !seen.run.is_running();
+    let stopped = domain.wait_for(is_stopped, Instant::now() + 30 * SECOND);
+    stopped.await.expect("it is stopped for its switchover");
+    is_dead.store(true, Ordering::SeqCst);
+    // In band nobody answers.
+    let asked = domain.query_status().deadline(SECOND / 2).await;
+    asked.expect_err("its main loop is taken");
+    (domain, moving)
+}
+
+pub(super) async fn a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_by_a_cancel(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, moving) = stuck(&rig, &there).await;
+    domain.cancel_job("test").expect("it was not offered yet");
+    assert_eq!(moving.await.expect("no panic"), ErrorKind::Cancelled);
+    goes_on_here(&rig, &domain).await;
+}
+
+pub(super) async fn a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_it_is_silent_too_long(
+    rig: Rig,
+) {
+    let defaults = Defaults {
+        silence: 2 * SECOND,
+        ..Defaults::default()
+    };
+    let (rig, there) = (Rig::with(&rig.env, defaults), Rig::new(&rig.env));
+    let (domain, moving) = stuck(&rig, &there).await;
+    assert_eq!(moving.await.expect("no panic"), ErrorKind::Migration);
+    goes_on_here(&rig, &domain).await;
+}
+
+pub(super) async fn a_destination_that_is_cancelled_leaves_the_guest_where_it_was(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    copy.cancel_job("test").expect("it can be cancelled");
+    let error = moving.await.expect("no panic").expect_err("it was");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    goes_on_here(&rig, &domain).await;
+    let open = there.driver.migrations().await.expect("it can be read");
+    assert!(open.is_empty(), "{open:?}");
+}
