@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+/// Longer than anything here takes.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// How a guest is started, whoever does it.
 #[derive(Clone)]
 pub(crate) struct Line {
@@ -118,6 +121,8 @@ impl Bare {
             .stderr(Stdio::null())
             .spawn();
         let (input, _) = listener.accept().expect("QEMU dials");
+        let limited = input.set_read_timeout(Some(SILENCE));
+        limited.expect("a socket has a limit");
         let output = BufReader::new(input.try_clone().expect("a socket has two ends"));
         let mut qemu = Self {
             child: child.expect("QEMU starts"),
@@ -128,7 +133,7 @@ impl Bare {
             line: line.clone(),
             number,
         };
-        qemu.read();
+        qemu.read("its greeting");
         qemu.ask("qmp_capabilities", json!({}));
         let on = |name: &str| json!({"capability": name, "state": true});
         let capabilities = [on("events"), on("return-path")];
@@ -139,17 +144,22 @@ impl Bare {
         qemu
     }
 
-    fn read(&mut self) -> Value {
+    fn read(&mut self, awaited: &str) -> Value {
         let mut line = String::new();
-        self.output.read_line(&mut line).expect("it answers");
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("QEMU ended: {line:?}"))
+        let read = self.output.read_line(&mut line);
+        let said = read.ok().and_then(|_| serde_json::from_str(&line).ok());
+        said.unwrap_or_else(|| panic!("QEMU {} did not say {awaited}: {line:?}", self.number))
     }
 
     pub(crate) fn ask(&mut self, command: &str, arguments: Value) -> Value {
         let request = json!({"execute": command, "arguments": arguments});
-        writeln!(self.input, "{request}").expect("it listens");
+        // Whole, not a piece at a time.
+        let request = format!("{request}\n");
+        self.input
+            .write_all(request.as_bytes())
+            .expect("it listens");
         loop {
-            let said = self.read();
+            let said = self.read(command);
             if said.get("event").is_some() {
                 self.events.push_back(said);
                 continue;
@@ -160,11 +170,11 @@ impl Bare {
     }
 
     /// Waits for the next event that `is_it`, and says when it was.
-    fn event(&mut self, is_it: impl Fn(&Value) -> bool) -> Duration {
+    fn event(&mut self, awaited: &str, is_it: impl Fn(&Value) -> bool) -> Duration {
         loop {
             let event = match self.events.pop_front() {
                 Some(event) => event,
-                None => self.read(),
+                None => self.read(awaited),
             };
             let part = |name: &str| event["timestamp"][name].as_u64().unwrap_or_default();
             let seconds = Duration::from_secs(part("seconds"));
@@ -176,6 +186,13 @@ impl Bare {
                 return at;
             }
         }
+    }
+
+    /// Waits until its migration has that status.
+    fn migration(&mut self, status: &str) {
+        self.event(status, |event| {
+            event["event"] == "MIGRATION" && event["data"]["status"] == status
+        });
     }
 
     fn begin(&mut self, there: &mut Self, bandwidth: u64) {
@@ -195,10 +212,10 @@ impl Bare {
         let mut here = self;
         let mut there = Self::spawn(&here.line, here.number + 1, true);
         here.begin(&mut there, bandwidth);
-        here.event(|event| is_migration(event, "completed"));
-        there.event(|event| is_migration(event, "completed"));
+        here.migration("completed");
+        there.migration("completed");
         there.ask("cont", json!({}));
-        let resumed = there.event(|event| event["event"] == "RESUME");
+        let resumed = there.event("RESUME", |event| event["event"] == "RESUME");
         let times = Times {
             began,
             stopped: here.stopped,
@@ -211,11 +228,11 @@ impl Bare {
     pub(crate) fn cancel(&mut self, bandwidth: u64, after: Duration) -> Duration {
         let mut there = Self::spawn(&self.line, self.number + 1, true);
         self.begin(&mut there, bandwidth);
-        self.event(|event| is_migration(event, "active"));
+        self.migration("active");
         std::thread::sleep(after);
         let began = now();
         self.ask("migrate_cancel", json!({}));
-        self.event(|event| is_migration(event, "cancelled"));
+        self.migration("cancelled");
         let took = now().saturating_sub(began);
         // The next one is to have the number again.
         let _gone = fs::remove_file(there.line.dir.join(format!("{}.monitor", there.number)));
@@ -229,10 +246,6 @@ impl Drop for Bare {
         let _ended = self.child.kill();
         let _status = self.child.wait();
     }
-}
-
-fn is_migration(event: &Value, status: &str) -> bool {
-    event["event"] == "MIGRATION" && event["data"]["status"] == status
 }
 
 pub(crate) fn now() -> Duration {
