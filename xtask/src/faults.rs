@@ -3,8 +3,8 @@
 //! was cut short goes on `--from` the run it came to.
 
 use crate::error::Failure;
-use crate::figures;
 use crate::rig::Rig;
+use crate::{figures, needs};
 
 /// A campaign: its name, the program that is it, and what its short form passes on.
 const CAMPAIGNS: [(&str, &str, &[&str]); 2] = [
@@ -36,6 +36,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
             }
             other => return Err(Failure::Usage(format!("faults does not know '{other}'"))),
         }
+    }
+    if *name == "migrate"
+        && let Err(failure) = needs::network()
+    {
+        // The campaign says by name what it is skipped for.
+        eprintln!("xtask: {}", failure.summary());
     }
     let mut campaign = Rig::prepare(None)?.cargo();
     campaign.args([

@@ -74,6 +74,14 @@ pub(crate) fn gather(qemu: Option<&Path>) -> Result<Needs, Failure> {
     }
 }
 
+/// What makes two hosts of one machine: `ip`, fetched if it can be. Who needs it says what it does without.
+pub(crate) fn network() -> Result<(), Failure> {
+    match run::find_program("ip") {
+        Some(_) => Ok(()),
+        None => debian::install("iproute2"),
+    }
+}
+
 /// All parts, or the list of those that are missing.
 fn look(qemu: Option<&Path>, store: &Path) -> Result<Result<Needs, Vec<Part>>, Failure> {
     let store = Store::open(store);

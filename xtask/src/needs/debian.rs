@@ -51,6 +51,17 @@ pub(crate) fn fetch(missing: &[Part], store: &Path) -> Result<String, Failure> {
     Ok(troubles.join("\n"))
 }
 
+/// Installs a package that a campaign needs beside the guest. Says why not, where it cannot.
+pub(crate) fn install(package: &str) -> Result<(), Failure> {
+    if run::find_program("apt-get").is_none() {
+        return Err(Failure::wrong(format!(
+            "this is no Debian machine, so {package} was not fetched"
+        )));
+    }
+    as_root(&["update"])?;
+    as_root(&["install", "-y", "--no-install-recommends", package])
+}
+
 /// The packages to unpack for a part.
 fn packages(part: Part) -> Result<Vec<String>, Failure> {
     match part {
