@@ -55,6 +55,8 @@
 //!   was interrupted ([`Driver::recovered`]); one that cannot be reached is tried again, and never ended for that.
 //! - A freeze is a lease ([`Domain::freeze`]): written down before the guest is asked, thawed on drop, in time, or by the
 //!   next driver.
+//! - A guest that dies in the middle of a snapshot is started from what it wrote last ([`Domain::snapshot`]); a backup that
+//!   is cut short leaves each bitmap with all that was written since the last good one ([`Domain::backup`]).
 //! - A migration that a death or a broken link left open is settled by itself once the other daemon can be asked
 //!   ([`Builder::peers`]); until then it is named ([`Driver::migrations`]), and nothing follows from silence.
 //!

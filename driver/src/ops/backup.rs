@@ -321,6 +321,7 @@ pub(crate) async fn to_the_end(op: &mut AsyncOp, copies: Copies) -> Result<(), E
 pub(crate) async fn finish(op: &mut AsyncOp, mut copies: Copies) -> Result<(), Error> {
     copies.is_whole = true;
     op.amend_work(Work::Backup(copies.clone())).await?;
+    op.set_phase("ending");
     let ids = copies.ids();
     let jobs = op.monitor().await?.execute(command::QueryJobs).await?;
     if Group::of(&jobs, &ids) == Group::Copied {

@@ -139,6 +139,7 @@ async fn dump(mut op: AsyncOp, path: PathBuf, format: DumpFormat) -> Result<Dump
         was_running,
     };
     op.note_work(work).await?;
+    op.set_phase("ending");
     Ok(Dumped { path, bytes })
 }
 

@@ -186,6 +186,7 @@ async fn inside(mut op: AsyncOp, what: Inside, tag: String) -> Result<(), Error>
     match ended {
         Group::Done => {
             op.note_work(work(what, &tag, true)).await?;
+            op.set_phase("ending");
             dismiss_all(&mut op, &[JOB.to_owned()]).await
         }
         Group::Failed(reason) if what == Inside::Load => {

@@ -2,12 +2,12 @@
 //! instant in a file, if it is asked for.
 //!
 //! ```text
-//!  files ─► images ─► nodes ─┬─► memory into its file ─┬─► one transaction ─► description ─► the guest runs on
-//!                            └─► freeze ───────────────┘        │
-//!                                                               └ thawed at once
+//!  files ─► images ─► nodes ─► (memory) ─► description ─► (freeze) ─► one transaction ─► (thaw) ─► the guest runs on
 //! ```
 //!
-//! The transaction is the point of return: until then all is undone, from then on all is finished.
+//! The transaction is the point of return: until then all is undone, from then on all is finished. The description comes
+//! first, so that a guest that dies at any instant is started from what it wrote last: an overlay that was not put in
+//! place is empty, and shows what is below it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::block::{self, NewImage};
 use crate::devices::{fresh_node, image_node};
 use crate::domain::Domain;
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Error, ErrorKind};
 use crate::guest::{Disk, DiskFormat, Guest};
 use crate::made::Made;
 use crate::ops::freeze::{FreezeOptions, thaw_lease};
@@ -184,6 +184,8 @@ async fn plan(
         let layer = Layer {
             node: fresh_node(&disk.name, |name| is_taken(&nodes, name)),
             disk: disk.name.clone(),
+            below: disk.path.clone(),
+            below_format: disk.format,
             file,
         };
         plans.push(Plan { layer, base, image });
@@ -290,6 +292,7 @@ async fn take(
     // Before the freeze, which is to be short.
     layers.is_taking = true;
     op.note_work(Work::Snapshot(layers.clone())).await?;
+    describe_with(op, layers, put_on).await?;
     op.set_phase("taking");
     let lease = match freeze {
         Some(options) => Some(op.domain().take_freeze(options, op.deadline()).await?),
@@ -313,10 +316,12 @@ async fn take(
 pub(crate) async fn are_in_place(op: &mut AsyncOp, layers: &Layers) -> Result<bool, Error> {
     let monitor = op.monitor().await?;
     for layer in &layers.overlays {
-        // Others may lie on top of it since.
-        let node = block::node_at(&monitor, &layer.disk).await?;
-        if node != layer.node {
-            return Ok(false);
+        match block::node_at(&monitor, &layer.disk).await {
+            Ok(node) if node == layer.node => {}
+            Ok(_) => return Ok(false),
+            // The guest let go of the disk since: what may have been written is not thrown away.
+            Err(error) if error.kind() == ErrorKind::State && layers.is_taking => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(true)
@@ -331,12 +336,20 @@ pub(crate) async fn finish(op: &mut AsyncOp, layers: &Layers) -> Result<(), Erro
             monitor.execute(command::Cont).await?;
         }
     }
+    describe_with(op, layers, put_on).await
+}
+
+async fn describe_with(
+    op: &mut AsyncOp,
+    layers: &Layers,
+    change: fn(&mut Guest, &Layers),
+) -> Result<(), Error> {
     let scope = match layers.in_definition {
         true => Scope::LiveAndDefinition,
         false => Scope::Live,
     };
-    let change = layers.clone();
-    describe(op, scope, move |guest| put_on(guest, &change)).await
+    let layers = layers.clone();
+    describe(op, scope, move |guest| change(guest, &layers)).await
 }
 
 /// Changes a description to one with the overlays.
@@ -350,11 +363,25 @@ pub(crate) fn put_on(guest: &mut Guest, layers: &Layers) {
     }
 }
 
+/// Changes a description back to one without the overlays.
+fn take_off(guest: &mut Guest, layers: &Layers) {
+    for layer in &layers.overlays {
+        let disks = guest.disks.iter_mut();
+        for disk in disks.filter(|disk| disk.path == layer.file.path) {
+            layer.below.clone_into(&mut disk.path);
+            disk.format = layer.below_format;
+        }
+    }
+}
+
 /// Leaves the guest as it was, and no node and no file behind.
 pub(crate) async fn undo(op: &mut AsyncOp, layers: &Layers) -> Result<(), Error> {
     if let Some(memory) = &layers.memory {
         stop_writing(op, layers.was_running).await?;
         drop_memory(memory.clone()).await?;
+    }
+    if layers.is_taking {
+        describe_with(op, layers, take_off).await?;
     }
     for layer in &layers.overlays {
         drop_node(op, &layer.node).await?;

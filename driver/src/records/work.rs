@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::guest::DiskFormat;
 use crate::made::Made;
 
 /// What an async job does, and what is needed to finish or undo it.
@@ -94,7 +95,8 @@ pub(crate) struct Layers {
     pub(crate) was_running: bool,
     /// Whether its definition is to have them, too.
     pub(crate) in_definition: bool,
-    /// Whether QEMU was about to put them in place: from then on they may be.
+    /// Whether QEMU was about to put them in place: from then on they may be, and the descriptions have them. One that is
+    /// not in place is empty, and as good as what is below it.
     pub(crate) is_taking: bool,
 }
 
@@ -103,6 +105,10 @@ pub(crate) struct Layers {
 pub(crate) struct Layer {
     /// Which disk.
     pub(crate) disk: String,
+    /// What it lies on.
+    pub(crate) below: PathBuf,
+    /// And of which format that is.
+    pub(crate) below_format: DiskFormat,
     /// The overlay's node.
     pub(crate) node: String,
     /// Its image.

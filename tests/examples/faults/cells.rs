@@ -12,6 +12,36 @@ pub(crate) enum Doing {
     Pause,
     Resume,
     Destroy,
+    Dump,
+    /// A freeze that is held.
+    Freeze,
+    /// Overlays on a frozen guest.
+    Snapshot,
+    /// Overlays, and the guest's memory in a file.
+    SnapshotMemory,
+    InsideSave,
+    InsideLoad,
+    InsideDelete,
+    /// A copy of all that is on the disk.
+    Backup,
+    /// A copy of what changed since the one before.
+    BackupSince,
+}
+
+impl Doing {
+    /// Whether the guest must have an agent that answers and write to its disk.
+    pub(crate) fn wants_writer(self) -> bool {
+        !matches!(
+            self,
+            Self::Nothing
+                | Self::Start
+                | Self::Save
+                | Self::Restore
+                | Self::Pause
+                | Self::Resume
+                | Self::Destroy
+        )
+    }
 }
 
 /// What a kill left behind: the work in the record, and the file of a save or restore.
@@ -23,6 +53,18 @@ pub(crate) enum Row {
     SaveWhole,
     RestoreUnused,
     RestoreUsed,
+    /// A freeze is written down, and no job.
+    Frozen,
+    DumpPartial,
+    DumpWhole,
+    /// Overlays are made, and QEMU was not told to put them in place.
+    OverlaysMade,
+    /// It was about to be, or was.
+    OverlaysTaken,
+    InsideBegun,
+    InsideDone,
+    BackupBegun,
+    BackupWhole,
 }
 
 /// One cell: an operation, the phases in which the kill may land, and whether QEMU is killed, too.
@@ -71,7 +113,7 @@ const OFF: &[&str] = &["off"];
 const ANY: &[&str] = &["any"];
 
 /// All cells. The kill of a guest's QEMU comes while no daemon is there.
-pub(crate) const CELLS: [[Cell; 2]; 9] = [
+pub(crate) const CELLS: [[Cell; 2]; 24] = [
     cell(
         Doing::Nothing,
         ANY,
@@ -143,6 +185,128 @@ pub(crate) const CELLS: [[Cell; 2]; 9] = [
         4000,
         Row::RestoreUsed,
         [&["Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Freeze,
+        ANY,
+        400_000,
+        Row::Frozen,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Dump,
+        &["preparing", "writing"],
+        120_000,
+        Row::DumpPartial,
+        [&["Undone"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Dump,
+        &["ending"],
+        600,
+        Row::DumpWhole,
+        [&["Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Snapshot,
+        &["preparing"],
+        60_000,
+        Row::OverlaysMade,
+        [&["Undone"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Snapshot,
+        &["taking"],
+        150_000,
+        Row::OverlaysTaken,
+        // Whether it is in place is QEMU's word; if QEMU is gone it stays in any case.
+        [&["Undone", "Finished"], &["Finished"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Snapshot,
+        &["finishing"],
+        3000,
+        Row::OverlaysTaken,
+        [&["Finished"], &["Finished"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::SnapshotMemory,
+        &["writing"],
+        100_000,
+        Row::OverlaysMade,
+        [&["Undone"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::InsideSave,
+        &["saving"],
+        200_000,
+        Row::InsideBegun,
+        [&["Undone", "Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::InsideSave,
+        &["ending"],
+        600,
+        Row::InsideDone,
+        [&["Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::InsideLoad,
+        &["loading"],
+        60_000,
+        Row::InsideBegun,
+        [&["Undone", "Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::InsideDelete,
+        &["deleting"],
+        4000,
+        Row::InsideBegun,
+        [&["Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Backup,
+        &["preparing", "beginning"],
+        20_000,
+        Row::BackupBegun,
+        [&["Undone", "GoesOn"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Backup,
+        &["copying"],
+        300_000,
+        Row::BackupBegun,
+        [&["GoesOn"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Backup,
+        &["ending"],
+        3000,
+        Row::BackupWhole,
+        [&["Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::BackupSince,
+        &["copying"],
+        100_000,
+        Row::BackupBegun,
+        // What changed is little, and may be copied whole when the next driver looks.
+        [&["GoesOn", "Finished"], &["Ended"]],
         RUNNING,
     ),
 ];

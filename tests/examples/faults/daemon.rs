@@ -6,11 +6,20 @@ use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use driver::{Domain, Driver, Notice, SaveOptions, StartOptions, What};
+use agent_qga::Limits;
+use driver::{
+    BackupOf, BackupOptions, BackupTarget, Domain, Driver, DumpFormat, FreezeOptions, Notice,
+    SaveOptions, SnapshotOptions, StartOptions, What,
+};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::time::Instant as Clock;
 
-use crate::rig::Env;
+use crate::rig::{Env, WRITER};
+
+/// Longer than a run: what is thawed earlier was thawed by somebody.
+const HOLD: Duration = Duration::from_secs(600);
+/// The bitmap of backups that follow one another.
+const CHAIN: &str = "chain";
 
 /// When it is to die: once that phase is told, and so long after it; at once without a phase.
 struct Death {
@@ -103,6 +112,69 @@ async fn obey(driver: &Driver, env: &Env, dir: &Path, line: &str) -> Result<Stri
             let options = SaveOptions::default();
             let saved = web(driver)?.save(path()?, options);
             saved.await.map_err(text)?;
+        }
+        "dump" => drop(
+            web(driver)?
+                .dump(path()?, DumpFormat::Elf)
+                .await
+                .map_err(text)?,
+        ),
+        "freeze" => {
+            let options = FreezeOptions {
+                hold: HOLD,
+                ..FreezeOptions::default()
+            };
+            let _lease = web(driver)?.freeze(options).await.map_err(text)?;
+            std::future::pending().await
+        }
+        "frozen" => {
+            let state = web(driver)?.freeze_state().await.map_err(text)?;
+            return Ok(format!("{state:?}").to_lowercase());
+        }
+        "write" => {
+            let script = format!("({WRITER}) </dev/null >/dev/null 2>&1 &");
+            let arguments = vec!["-c".to_owned(), script];
+            let web = web(driver)?;
+            let ready = web.wait_agent().deadline(Duration::from_secs(90));
+            ready.await.map_err(text)?;
+            let ran = web.exec("/bin/sh", arguments, Limits::default());
+            ran.await.map_err(text)?;
+        }
+        "snapshot" | "snapshot-memory" => {
+            let is_frozen = words[0] == "snapshot";
+            let options = SnapshotOptions {
+                freeze: is_frozen.then(|| FreezeOptions {
+                    hold: HOLD,
+                    ..FreezeOptions::default()
+                }),
+                memory: (!is_frozen).then_some(path()?.with_extension("memory")),
+                ..SnapshotOptions::default()
+            };
+            let overlay = (crate::DISK.to_owned(), path()?);
+            let taken = web(driver)?.snapshot(vec![overlay], options);
+            taken.await.map_err(text)?;
+        }
+        "inside-save" => web(driver)?.snapshot_inside(words[1]).await.map_err(text)?,
+        "inside-load" => web(driver)?.revert_inside(words[1]).await.map_err(text)?,
+        "inside-delete" => web(driver)?.delete_inside(words[1]).await.map_err(text)?,
+        "backup" | "backup-chain" | "backup-since" => {
+            let (of, speed) = match words[0] {
+                "backup" => (BackupOf::Everything, Some(32 << 20)),
+                "backup-chain" => (BackupOf::EverythingAnd(CHAIN.into()), None),
+                _ => (BackupOf::Since(CHAIN.into()), Some(64 << 10)),
+            };
+            let options = BackupOptions {
+                of,
+                speed,
+                ..BackupOptions::default()
+            };
+            let target = BackupTarget {
+                disk: crate::DISK.to_owned(),
+                path: path()?,
+                behind: None,
+            };
+            let copied = web(driver)?.backup(vec![target], options);
+            copied.await.map_err(text)?;
         }
         "pause" => web(driver)?.pause().await.map_err(text)?,
         "resume" => web(driver)?.resume().await.map_err(text)?,

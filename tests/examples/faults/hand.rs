@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::cells::{Cell, Doing, Row};
 use crate::rig::{Console, Env, kill};
-use crate::{console, guest};
+use crate::{console, guest, images};
 
 /// Longer than any operation here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -23,10 +23,15 @@ const LONG: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 pub(crate) struct Hand {
-    dir: PathBuf,
+    pub(crate) env: Env,
+    pub(crate) dir: PathBuf,
     uuid: Uuid,
     daemon: Option<Daemon>,
     saves: u32,
+    /// Whether the guest is one that writes to its disk and whose agent answers.
+    is_writer: bool,
+    /// The overlays that the guest's disk lies in.
+    pub(crate) layers: Vec<PathBuf>,
     /// What the last driver that came back said.
     told: Vec<String>,
 }
@@ -103,10 +108,13 @@ impl Hand {
     pub(crate) fn new(env: Env, dir: &Path) -> Result<Self, String> {
         let uuid = guest(&env, dir).uuid;
         let mut hand = Self {
+            env,
             dir: dir.to_owned(),
             uuid,
             daemon: None,
             saves: 0,
+            is_writer: false,
+            layers: Vec::new(),
             told: Vec::new(),
         };
         hand.restart()?;
@@ -131,12 +139,19 @@ impl Hand {
         Ok(told)
     }
 
-    /// Boots a guest once and saves it: what every run begins with is restored from a copy of that.
+    /// Boots a guest once, has it write, and saves it: what every run begins with is restored from a copy of that and of its
+    /// disk.
     pub(crate) fn make_golden(&mut self) -> Result<(), String> {
         let golden = self.golden();
+        self.make_blank()?;
         self.daemon()?.must("start")?;
         self.past(3)?;
+        self.daemon()?.must("write")?;
+        self.until("the guest writes", |hand| {
+            hand.console().written().is_some()
+        })?;
         self.daemon()?.must(&format!("save {}", golden.display()))?;
+        self.keep_golden_disk()?;
         self.daemon()?.must("forget").map(drop)
     }
 
@@ -161,6 +176,15 @@ impl Hand {
             Doing::Pause => "pause".to_owned(),
             Doing::Resume => "resume".to_owned(),
             Doing::Destroy => "destroy".to_owned(),
+            Doing::Dump => format!("dump {}", file.display()),
+            Doing::Freeze => "freeze".to_owned(),
+            Doing::Snapshot => format!("snapshot {}", file.display()),
+            Doing::SnapshotMemory => format!("snapshot-memory {}", file.display()),
+            Doing::InsideSave => format!("inside-save t{}", self.saves),
+            Doing::InsideLoad => format!("inside-load t{}", self.saves),
+            Doing::InsideDelete => format!("inside-delete t{}", self.saves),
+            Doing::Backup => format!("backup {}", file.display()),
+            Doing::BackupSince => format!("backup-since {}", file.display()),
         };
         let command = format!("die {phase} {after} {operation}");
         let mut answer = self.daemon()?.ask(&command)?;
@@ -189,7 +213,7 @@ impl Hand {
         }
         let told = self.restart()?;
         self.told.clone_from(&told);
-        self.judge(is_hit.then_some(cell), row, &told, &file)?;
+        self.judge(cell, is_hit, row, &told, &file)?;
         Ok(is_hit.then(|| format!("{phase} +{after} us")))
     }
 
@@ -197,26 +221,29 @@ impl Hand {
     fn set_up(&mut self, cell: Cell) -> Result<PathBuf, String> {
         self.saves += 1;
         let file = self.dir.join(format!("{}.save", self.saves));
-        let status = self.daemon()?.must("status")?;
+        let is_up = |status: &str| status != "off" && status != "unknown";
         let is_off_wanted = matches!(cell.doing, Doing::Start | Doing::Restore);
-        if is_off_wanted && status != "off" && status != "unknown" {
+        let is_other_wanted = cell.doing.wants_writer() && !self.is_writer;
+        let mut status = self.daemon()?.must("status")?;
+        if (is_off_wanted || is_other_wanted) && is_up(&status) {
             self.daemon()?.must("destroy")?;
+            "off".clone_into(&mut status);
         }
         if is_off_wanted && status != "unknown" {
             self.daemon()?.must("forget")?;
         }
-        if is_off_wanted || status == "off" || status == "unknown" {
-            // A guest of another past counts anew.
+        if !is_up(&status) {
+            // A guest of another past counts anew, on a disk of that past.
             let _none = fs::remove_file(console(&self.dir));
+            self.lay_disk(cell.doing == Doing::Start)?;
+            self.is_writer = cell.doing != Doing::Start;
         }
         if cell.doing == Doing::Restore {
-            let copied = fs::copy(self.golden(), &file);
-            copied.map_err(|error| format!("cannot copy the golden save: {error}"))?;
+            self.copy(&self.golden(), &file)?;
         }
-        if !is_off_wanted && (status == "off" || status == "unknown") {
+        if !is_off_wanted && !is_up(&status) {
             let copy = self.dir.join("copy");
-            let copied = fs::copy(self.golden(), &copy);
-            copied.map_err(|error| format!("cannot copy the golden save: {error}"))?;
+            self.copy(&self.golden(), &copy)?;
             self.daemon()?
                 .must(&format!("restore {}", copy.display()))?;
             fs::remove_file(copy).map_err(|error| error.to_string())?;
@@ -228,8 +255,20 @@ impl Hand {
             let last = self.ticks().last().copied().unwrap_or(0);
             self.past(last)?;
         }
-        if cell.doing == Doing::Resume {
-            self.daemon()?.must("pause")?;
+        match cell.doing {
+            Doing::Resume => drop(self.daemon()?.must("pause")?),
+            Doing::InsideLoad | Doing::InsideDelete => {
+                let made = format!("inside-save t{}", self.saves);
+                self.daemon()?.must(&made)?;
+            }
+            Doing::BackupSince => {
+                let first = file.with_extension("first");
+                let copied = format!("backup-chain {}", first.display());
+                self.daemon()?.must(&copied)?;
+                self.check(&first)?;
+                fs::remove_file(first).map_err(|error| error.to_string())?;
+            }
+            _ => {}
         }
         Ok(file)
     }
@@ -238,6 +277,10 @@ impl Hand {
     fn row(&self, file: &Path) -> Option<Row> {
         let record = fs::read_to_string(self.record()).ok()?;
         let work = |name: &str| record.contains(&format!("\"{name}\": {{"));
+        let is_set = |name: &str| record.contains(&format!("\"{name}\": true"));
+        if let Some(row) = images::row(work, is_set) {
+            return Some(row);
+        }
         // The state is a word at a fixed place of the head.
         let state = fs::read(file)
             .ok()
@@ -254,6 +297,8 @@ impl Hand {
             Row::RestoreUsed
         } else if work("restore") {
             Row::RestoreUnused
+        } else if record.contains("\"freezes\"") {
+            Row::Frozen
         } else {
             Row::Idle
         })
@@ -262,12 +307,18 @@ impl Hand {
     /// What the driver that came back says and has, against what must be.
     fn judge(
         &mut self,
-        hit: Option<Cell>,
+        cell: Cell,
+        is_hit: bool,
         row: Option<Row>,
         told: &[String],
         file: &Path,
     ) -> Result<(), String> {
-        let status = self.daemon()?.must("status")?;
+        let mut status = self.daemon()?.must("status")?;
+        let began = Instant::now();
+        while self.became() == "GoesOn" && status.contains("held") && began.elapsed() < LONG {
+            sleep(LOOK);
+            status = self.daemon()?.must("status")?;
+        }
         let guests = self.guests();
         let is_off = status == "off" || status == "unknown";
         if status.contains("held") || guests.len() != usize::from(!is_off) {
@@ -281,7 +332,7 @@ impl Hand {
                 "one guest has a record, and was told of so: {told:?}"
             ));
         }
-        if let Some(cell) = hit {
+        if is_hit {
             let said = |line: &String| {
                 line.rsplit(' ')
                     .next()
@@ -295,6 +346,7 @@ impl Hand {
         // Where the guest is: in a QEMU, in a whole file, or it was killed, or never was. Nothing else is left.
         let state = fs::read(file)
             .ok()
+            .filter(|head| head.starts_with(b"VMWRIGHT SAVE"))
             .map(|head| String::from_utf8_lossy(&head[16..24]).into_owned());
         match (row, state.as_deref(), is_off) {
             (_, Some("partial "), _) => return Err("a file that is not whole is left".to_owned()),
@@ -312,20 +364,56 @@ impl Hand {
                 return Err(format!("it is off, and these are left: {left:?}"));
             }
         } else {
-            self.count_on(&status)?;
+            self.count_on(cell.doing, &status)?;
+            self.is_thawed(&status)?;
         }
-        let _gone = fs::remove_file(file);
-        Ok(())
+        self.judge_files(cell.doing, row, file, is_off)
+    }
+
+    /// Nothing is left frozen, by the word of the guest's agent and by what it writes.
+    fn is_thawed(&mut self, status: &str) -> Result<(), String> {
+        if !self.is_writer || status != "running" {
+            return Ok(());
+        }
+        let began = Instant::now();
+        loop {
+            // An agent whose file systems are frozen says so, or is being thawed and says nothing yet.
+            let state = self.daemon()?.ask("frozen")?;
+            if state.as_deref() == Some("ok thawed") {
+                break;
+            }
+            if began.elapsed() > LONG {
+                return Err(format!("its file systems are {state:?}"));
+            }
+            sleep(LOOK);
+        }
+        let before = self.console().written();
+        self.until("the guest writes on", |hand| {
+            hand.console().written() > before
+        })
+    }
+
+    pub(crate) fn console(&self) -> Console {
+        Console::at(console(&self.dir))
     }
 
     /// The guest counts on, with no number twice and none left out.
-    fn count_on(&mut self, status: &str) -> Result<(), String> {
+    fn count_on(&mut self, doing: Doing, status: &str) -> Result<(), String> {
         let before = self.ticks();
         if status == "running" {
             self.past(before.last().copied().unwrap_or(0))?;
         }
         let ticks = self.ticks();
-        match ticks.windows(2).find(|pair| pair[1] != pair[0] + 1) {
+        let mut jumps = ticks.windows(2).filter(|pair| pair[1] != pair[0] + 1);
+        if doing == Doing::InsideLoad {
+            // One that went back counts from there.
+            let went_back = jumps.clone().take(1).all(|pair| pair[1] <= pair[0]);
+            if went_back {
+                let _back = jumps.next();
+            }
+            fs::write(console(&self.dir), "").map_err(|error| error.to_string())?;
+        }
+        match jumps.next() {
             Some(pair) => Err(format!("after {} it counted {}", pair[0], pair[1])),
             None => Ok(()),
         }
@@ -347,7 +435,7 @@ impl Hand {
     }
 
     fn ticks(&self) -> Vec<u64> {
-        Console::at(console(&self.dir)).ticks()
+        self.console().ticks()
     }
 
     fn past(&mut self, tick: u64) -> Result<(), String> {
@@ -398,7 +486,7 @@ impl Hand {
         }
         let (guests, left) = (self.guests(), self.left_behind());
         if guests.is_empty() && left.is_empty() {
-            return Ok(());
+            return self.check_disk();
         }
         Err(format!(
             "left in the end: processes {guests:?}, files {left:?}"

@@ -4,7 +4,7 @@
 //!  controller ──"die writing 730 save /…"──► daemon ──► QEMU
 //!      │  ◄──────────── SIGKILL ─────────────  ✝           │ runs on, or is killed here, too
 //!      ├─ which row of the recovery table is this?  ◄──────┘
-//!      └─ daemon again ──► "recovered save Undone" ──► one QEMU, no file, no gap in what the guest counts
+//!      └─ daemon again ──► "recovered save Undone" ──► one QEMU, no file, nothing frozen, no gap in what the guest counts
 //! ```
 //!
 //! A run counts once its kill has landed in the cell it was for; until then it is tried again. The seed and the number of
@@ -13,6 +13,7 @@
 mod cells;
 mod daemon;
 mod hand;
+mod images;
 #[path = "../../suite/rig.rs"]
 mod rig;
 
@@ -21,13 +22,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use cells::{CELLS, Cell};
-use driver::{Guest, Kernel, Serial};
+use driver::{Disk, DiskFormat, Guest, Kernel, Serial};
 use hand::Hand;
 use rig::Env;
 use uuid::Uuid;
 
 /// What the guest is called.
 pub(crate) const NAME: &str = "web";
+/// And its disk.
+pub(crate) const DISK: &str = "root";
 /// A kill that does not land in its cell is tried again so often.
 const TRIES: u32 = 40;
 
@@ -43,8 +46,13 @@ pub(crate) fn guest(env: &Env, dir: &Path) -> Guest {
         memory_mib: 128,
         kernel: Some(kernel),
         serial: Serial::File(console(dir)),
+        disks: vec![Disk::new(DISK, disk(dir), DiskFormat::Qcow2)],
         ..Guest::new(NAME)
     }
+}
+
+pub(crate) fn disk(dir: &Path) -> PathBuf {
+    dir.join("root.qcow2")
 }
 
 pub(crate) fn console(dir: &Path) -> PathBuf {
@@ -103,7 +111,7 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
         let phase = landed.ok_or_else(|| failed("no kill landed in its cell".to_owned()))?;
         hits[place] += 1;
         println!(
-            "run {run:>3}  {:<8} killed at {phase:<22} {:<14} qemu {:<7} became {}",
+            "run {run:>3}  {:<14} killed at {phase:<22} {:<14} qemu {:<7} became {}",
             format!("{:?}", cell.doing).to_lowercase(),
             format!("{:?}", cell.row),
             if cell.is_qemu_killed {
@@ -123,9 +131,10 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
             "there"
         };
         println!(
-            "{hits:>4}  {:<9} {:<14} qemu {qemu}",
+            "{hits:>4}  {:<14} {:<14} qemu {qemu:<7} at {}",
             format!("{:?}", cell.doing),
-            format!("{:?}", cell.row)
+            format!("{:?}", cell.row),
+            cell.phases.join(", ")
         );
     }
     let done = runs - from;

@@ -139,9 +139,9 @@ pub(crate) async fn remains(
     match (action, work) {
         (Action::DropFile, work) => drop_files(work).await?,
         (Action::OverlaysStay, Some(Work::Snapshot(layers))) => {
-            // One that is not kept has no other description than that of the guest as it ran.
-            let is_kept = op.domain().records().persistent;
-            if layers.in_definition || !is_kept {
+            // They are in the definition, unless the kill came before QEMU could be told; then they are empty.
+            let is_alive = op.check_cancelled().is_ok();
+            if layers.in_definition && is_alive {
                 op.with_state(|records| {
                     if let Some(guest) = &mut records.definition {
                         snapshot::put_on(guest, layers);

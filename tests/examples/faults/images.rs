@@ -1,0 +1,144 @@
+//! The guest's disk, and the files that jobs make of it: what there is before a run, and what must be there after it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cells::{Doing, Row};
+use crate::hand::Hand;
+use crate::rig::ext4;
+
+/// What `qemu-img check` ends with if an image is sound and holds clusters that nothing uses: a QEMU that was killed leaves
+/// such.
+const LEAKS_ONLY: i32 = 3;
+
+/// The row that a job of storage left. `work` says whether the record is of that job, `is_set` whether a flag in it is.
+pub(crate) fn row(work: impl Fn(&str) -> bool, is_set: impl Fn(&str) -> bool) -> Option<Row> {
+    let of =
+        |name, flag, before, after| work(name).then(|| if is_set(flag) { after } else { before });
+    of("dump", "is_whole", Row::DumpPartial, Row::DumpWhole)
+        .or_else(|| {
+            of(
+                "snapshot",
+                "is_taking",
+                Row::OverlaysMade,
+                Row::OverlaysTaken,
+            )
+        })
+        .or_else(|| of("inside", "is_done", Row::InsideBegun, Row::InsideDone))
+        .or_else(|| of("backup", "is_whole", Row::BackupBegun, Row::BackupWhole))
+}
+
+impl Hand {
+    /// Makes the image that a guest boots with, and puts it in place.
+    pub(crate) fn make_blank(&mut self) -> Result<(), String> {
+        let (raw, blank) = (ext4(&self.dir), self.blank());
+        let words = ["convert", "-O", "qcow2", text(&raw), text(&blank)];
+        self.env.qemu_img(&words)?;
+        fs::remove_file(raw).map_err(|error| error.to_string())?;
+        self.lay_disk(true)
+    }
+
+    /// Keeps the disk of the guest that was just saved.
+    pub(crate) fn keep_golden_disk(&self) -> Result<(), String> {
+        self.copy(&crate::disk(&self.dir), &self.golden_disk())
+    }
+
+    /// Puts the guest's disk in place: blank, or that of the golden save. What earlier guests had goes.
+    pub(crate) fn lay_disk(&mut self, is_blank: bool) -> Result<(), String> {
+        for layer in self.layers.drain(..) {
+            fs::remove_file(layer).map_err(|error| error.to_string())?;
+        }
+        let from = if is_blank {
+            self.blank()
+        } else {
+            self.golden_disk()
+        };
+        self.copy(&from, &crate::disk(&self.dir))
+    }
+
+    pub(crate) fn copy(&self, from: &Path, to: &Path) -> Result<(), String> {
+        let copied = fs::copy(from, to);
+        copied
+            .map(drop)
+            .map_err(|error| format!("cannot copy {}: {error}", from.display()))
+    }
+
+    fn blank(&self) -> PathBuf {
+        self.dir.join("blank.qcow2")
+    }
+
+    fn golden_disk(&self) -> PathBuf {
+        self.dir.join("golden.qcow2")
+    }
+
+    /// What there is of the job's files, against what must be; what nobody needs goes.
+    pub(crate) fn judge_files(
+        &mut self,
+        doing: Doing,
+        row: Option<Row>,
+        file: &Path,
+        is_off: bool,
+    ) -> Result<(), String> {
+        let became = self.became().to_owned();
+        let must_be = match row {
+            Some(Row::DumpPartial | Row::OverlaysMade) => Some(false),
+            Some(Row::DumpWhole | Row::BackupWhole) => Some(true),
+            Some(Row::OverlaysTaken) => Some(became == "Finished"),
+            Some(Row::BackupBegun) => Some(matches!(&*became, "GoesOn" | "Finished")),
+            _ => None,
+        };
+        if must_be.is_some_and(|must_be| must_be != file.exists()) {
+            let is_there = if file.exists() { "is there" } else { "is gone" };
+            return Err(format!("{row:?} became {became}, and its file {is_there}"));
+        }
+        let memory = file.with_extension("memory");
+        if memory.exists() && !file.exists() {
+            return Err("the guest's memory is left, and no snapshot".to_owned());
+        }
+        // One that was to be kept is told of by nobody any more.
+        let _none = fs::remove_file(memory);
+        match doing {
+            _ if !file.exists() => {}
+            Doing::Snapshot | Doing::SnapshotMemory => self.layers.push(file.to_owned()),
+            Doing::Dump => {
+                let head = fs::read(file).map_err(|error| error.to_string())?;
+                if !head.starts_with(b"\x7fELF") {
+                    return Err("a dump is left that is none".to_owned());
+                }
+                fs::remove_file(file).map_err(|error| error.to_string())?;
+            }
+            Doing::Backup | Doing::BackupSince => {
+                self.check(file)?;
+                fs::remove_file(file).map_err(|error| error.to_string())?;
+            }
+            _ => fs::remove_file(file).map_err(|error| error.to_string())?,
+        }
+        if is_off { self.check_disk() } else { Ok(()) }
+    }
+
+    /// The guest's disk is sound, in all of its layers.
+    pub(crate) fn check_disk(&self) -> Result<(), String> {
+        self.check(&crate::disk(&self.dir))?;
+        self.layers.iter().try_for_each(|layer| self.check(layer))
+    }
+
+    /// An image without a fault; clusters that nothing uses are none.
+    pub(crate) fn check(&self, image: &Path) -> Result<(), String> {
+        let ran = Command::new(&self.env.qemu_img)
+            .args(["check", "-q"])
+            .arg(image)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| error.to_string())?;
+        if ran.status.success() || ran.status.code() == Some(LEAKS_ONLY) {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        Err(format!("{} is damaged: {said}", image.display()))
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("our own paths are text")
+}
