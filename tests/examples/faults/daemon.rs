@@ -125,7 +125,7 @@ async fn obey(driver: &Driver, env: &Env, dir: &Path, line: &str) -> Result<Stri
                 ..FreezeOptions::default()
             };
             let _lease = web(driver)?.freeze(options).await.map_err(text)?;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
         "frozen" => {
             let state = web(driver)?.freeze_state().await.map_err(text)?;

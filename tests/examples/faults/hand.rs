@@ -17,8 +17,8 @@ use crate::cells::{Cell, Doing, Row};
 use crate::rig::{Console, Env, kill};
 use crate::{console, guest, images};
 
-/// Longer than any operation here takes.
-const LONG: Duration = Duration::from_secs(60);
+/// Longer than any operation here takes, also where others load the machine.
+const LONG: Duration = Duration::from_secs(180);
 /// Between two looks at what tells nobody that it changed: a file, a process list.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -313,12 +313,17 @@ impl Hand {
         told: &[String],
         file: &Path,
     ) -> Result<(), String> {
-        let mut status = self.daemon()?.must("status")?;
-        let began = Instant::now();
-        while self.became() == "GoesOn" && status.contains("held") && began.elapsed() < LONG {
-            sleep(LOOK);
-            status = self.daemon()?.must("status")?;
+        if self.became() == "GoesOn" {
+            let is_over = |record: &str| record.contains("\"job\": null");
+            self.until("the job is over", |hand| {
+                fs::read_to_string(hand.record()).is_ok_and(|record| is_over(&record))
+            })?;
+            // Its note goes first, and then its job.
+            while self.daemon()?.must("status")?.contains("held") {
+                sleep(LOOK);
+            }
         }
+        let status = self.daemon()?.must("status")?;
         let guests = self.guests();
         let is_off = status == "off" || status == "unknown";
         if status.contains("held") || guests.len() != usize::from(!is_off) {
