@@ -376,6 +376,9 @@ fn take_off(guest: &mut Guest, layers: &Layers) {
 
 /// Leaves the guest as it was, and no node and no file behind.
 pub(crate) async fn undo(op: &mut AsyncOp, layers: &Layers) -> Result<(), Error> {
+    if layers.is_taking && are_in_place(op, layers).await? {
+        return Err(Cause::State("its overlays are in place".into()).into());
+    }
     if let Some(memory) = &layers.memory {
         stop_writing(op, layers.was_running).await?;
         drop_memory(memory.clone()).await?;
