@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use remote_migrate::Transfer;
 
-/// What is done about a migration that does not come to its end by itself. Without one it goes on for as long as its call
-/// may take.
+/// What is done about a migration that does not come to its end by itself. The default does nothing about one that moves: it
+/// goes on for as long as its call may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::exhaustive_structs,
@@ -15,7 +15,7 @@ use remote_migrate::Transfer;
 pub struct Policy {
     /// For how long it goes on as it was begun. An hour.
     pub deadline: Duration,
-    /// After that, these one by one, until it ends.
+    /// After that, these one by one, until it ends. None.
     pub then: Vec<Remedy>,
     /// How long each of them is given to help. 30 s.
     pub grace: Duration,
@@ -27,7 +27,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(3600),
-            then: vec![Remedy::GiveUp],
+            then: Vec::new(),
             grace: Duration::from_secs(30),
             stall: Duration::from_secs(60),
         }

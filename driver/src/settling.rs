@@ -177,7 +177,11 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
         for record in &records {
             open.entry(key(record)).or_insert_with(|| Entry {
                 since: SystemTime::now(),
-                next: if is_first { now } else { now + LONGEST_PAUSE },
+                next: match (is_first, is_under_way(context, record)) {
+                    (true, _) => now,
+                    (false, true) => now + LONGEST_PAUSE,
+                    (false, false) => now + FIRST_PAUSE,
+                },
                 uuid: record.domain(),
                 pause: FIRST_PAUSE,
                 is_news: is_first,

@@ -28,6 +28,7 @@ tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
     a_guest_moves_there_and_back,
     a_guest_that_moved_away_is_not_started_where_it_was,
+    a_guest_that_moved_away_and_came_back_in_vain_is_not_started_there,
     a_guest_that_arrived_is_saved_and_restored,
     a_guest_on_its_way_is_destroyed_at_once,
     a_paused_guest_arrives_paused,
@@ -254,6 +255,28 @@ async fn a_guest_that_moved_away_is_not_started_where_it_was(rig: Rig) {
         .expect("it moves");
     let error = domain.start().await.expect_err("it would run twice");
     assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
+    assert!(
+        error.to_string().contains("moved to another host"),
+        "{error}"
+    );
+}
+
+async fn a_guest_that_moved_away_and_came_back_in_vain_is_not_started_there(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    domain
+        .migrate(peer(&there), MigrateOptions::default())
+        .await
+        .expect("it moves");
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    let moving = tokio::spawn(moved.migrate(peer(&rig), slow()).into_future());
+    assert!(is_performing(&moved).await);
+    moved.cancel_job("test").expect("it can be cancelled");
+    moving.await.expect("no panic").expect_err("it was");
+    let is_off = |seen: &driver::Observed| seen.run == Run::Off;
+    let off = domain.wait_for(is_off, Instant::now() + 20 * SECOND);
+    off.await.expect("its copy here ends");
+    let error = domain.start().await.expect_err("it would run twice");
     assert!(
         error.to_string().contains("moved to another host"),
         "{error}"

@@ -11,6 +11,7 @@ use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{CopyState, Owner, Ran, RunState, Side, Step};
 use tokio::time::{Instant, sleep};
 
+use super::hold::taken;
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
@@ -55,7 +56,7 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
             .live()
             .ok_or_else(|| Cause::State("no guest runs in it".into()))?;
         op.job().pass_point_of_return();
-        op.domain().0.work_is_over().await?;
+        taken(&op).await?;
         run(&mut op, &live, state == RunState::Running).await
     };
     arriving(context, step, work).await

@@ -46,10 +46,8 @@ pub(super) async fn hold(
     ready: Ready,
 ) -> Result<(), Error> {
     let definition = moving.guest.clone();
-    op.with_state(|records| {
-        records.definition = Some(definition);
-        records.moved_away = false;
-    })?;
+    // Whether it moved away from here stays as it is until it is taken: it may come to nothing.
+    op.with_state(|records| records.definition = Some(definition))?;
     op.domain().0.store_definition().await?;
     let (live, gate) = match open(&mut op, &moving).await {
         Ok((live, gate, prepared)) => {
@@ -234,8 +232,7 @@ impl Held {
         self.op.job().pass_point_of_return();
         self.live.mark_run();
         let domain = self.op.domain().clone();
-        // Its journal says that it is ours. A daemon that comes back must not take it for one that never ran.
-        domain.0.work_is_over().await?;
+        taken(&self.op).await?;
         let is_run = state == RunState::Running;
         if !is_post_copy(domain.observed().migration.as_ref()) {
             return run(&mut self.op, &self.live, is_run).await;
@@ -292,6 +289,14 @@ impl Held {
             _ => CopyState::Incoming,
         })
     }
+}
+
+/// Its journal says that it is ours. It is no guest that moved away any more, and a daemon that comes back must not take it
+/// for one that never ran.
+pub(super) async fn taken(op: &AsyncOp) -> Result<(), Error> {
+    op.with_state(|records| records.moved_away = false)?;
+    op.domain().0.store_definition().await?;
+    Ok(op.domain().0.work_is_over().await?)
 }
 
 async fn admit(gate: &mut Option<Gate>) -> Option<OwnedFd> {

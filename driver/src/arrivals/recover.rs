@@ -37,7 +37,7 @@ pub(super) struct Recovery {
     tries: u32,
     /// Where QEMU listens, and whoever carries the memory there. Ends with the stream, and not before: the last that QEMU
     /// says on it is that all is there, and a source that misses that waits for ever (QEMU 7.2).
-    begun: Option<(PathBuf, AbortHandle)>,
+    begun: Option<(PathBuf, Option<AbortHandle>)>,
 }
 
 impl Recovery {
@@ -72,18 +72,18 @@ impl Recovery {
             self.begun.take(),
         ) {
             (Ok(_), earlier) => {
-                if let Some((_, carrier)) = earlier {
-                    carrier.abort();
-                }
+                stop(earlier.and_then(|(_, carrier)| carrier));
                 path
             }
             // It listens still from the last time, when nobody came.
             (Err(_), Some((earlier, carrier))) => {
-                carrier.abort();
+                stop(carrier);
                 earlier
             }
             (Err(error), None) => return Err(error),
         };
+        // Known also if there is no gate to it this time.
+        self.begun = Some((path.clone(), None));
         let context = domain.0.context.clone();
         let gate = context
             .landing
@@ -100,8 +100,14 @@ impl Recovery {
                 warn!(domain = %name, %error, "the memory of a post-copy was not carried to its end");
             }
         }));
-        self.begun = Some((path, carrier.abort_handle()));
+        self.begun = Some((path, Some(carrier.abort_handle())));
         Ok(Prepared { connect, cookie })
+    }
+}
+
+fn stop(carrier: Option<AbortHandle>) {
+    if let Some(carrier) = carrier {
+        carrier.abort();
     }
 }
 

@@ -256,7 +256,7 @@ async fn leave(
     });
     let control = Control::new();
     let _underway = Underway::begin(op.domain(), &control, &options);
-    let (token, rescue) = (op.job.token(), op.rescue()?);
+    let (domain, token, rescue) = (op.domain().clone(), op.job.token(), op.rescue()?);
     let op = Mutex::new(op);
     let host = Leaving::new(&op, options, control.clone());
     let (peer, journal) = (Asked::first(&op, &*peer), Noted::new(&op, &*journal));
@@ -268,7 +268,7 @@ async fn leave(
             _ = token.stop() => match control.cancel() {
                 Ok(()) => tokio::select! {
                     moved = &mut moving => moved,
-                    never = free_if_stuck(&rescue) => match never {},
+                    never = free_if_stuck(&domain, &rescue) => match never {},
                 },
                 // The migration goes on then, and says how it ended.
                 Err(_late) => moving.await,
@@ -282,9 +282,12 @@ async fn leave(
 }
 
 /// A cancel that QEMU has not obeyed by then meets a main loop that is stuck behind a link which is down.
-async fn free_if_stuck(rescue: &Rescue) -> Infallible {
+async fn free_if_stuck(domain: &Domain, rescue: &Rescue) -> Infallible {
     loop {
         sleep(FREE_AFTER).await;
-        sending::cut(rescue).await;
+        let status = domain.observed().migration;
+        if sending::is_over(status.as_ref()).is_none() {
+            sending::cut(rescue).await;
+        }
     }
 }
