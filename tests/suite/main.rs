@@ -11,6 +11,7 @@ mod agent;
 mod attach;
 mod backup;
 mod bad_input;
+mod bad_places;
 mod block_jobs;
 mod bulk;
 mod death;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ("attach", attach::TESTS),
         ("backup", backup::TESTS),
         ("bad_input", bad_input::TESTS),
+        ("bad_places", bad_places::TESTS),
         ("block_jobs", block_jobs::TESTS),
         ("bulk", bulk::TESTS),
         ("death", death::TESTS),
