@@ -105,20 +105,21 @@ pub(crate) async fn chain(monitor: &Monitor<'_>, disk: &str) -> Result<Vec<Layer
     Ok(layers)
 }
 
-/// Removes the nodes of a disk that are neither at it nor in use, and what is left of jobs that made images for it.
-pub(crate) async fn prune(monitor: &Monitor<'_>, disk: &str) -> Result<(), Error> {
-    for job in monitor.execute(command::QueryJobs).await? {
+/// Ends what is left of jobs that made images for a disk, and whose driver is gone.
+pub(crate) async fn end_creations<V: Visits>(op: &mut V, disk: &str) -> Result<(), Error> {
+    let jobs = op.visit().await?.execute(command::QueryJobs).await?;
+    for job in jobs {
         let node = job.id.strip_prefix(CREATING);
         if node.is_some_and(|node| devices::is_node_of(node, disk)) {
-            let dismissed = monitor.execute(command::JobDismiss { id: job.id }).await;
-            // One that goes on is looked at the next time.
-            if let Err(error) = dismissed
-                && error.kind() != ErrorKind::Refused
-            {
-                return Err(error);
-            }
+            let mut watch = JobWatch::new(op.domain(), job.id);
+            watch.finish(op, |_, _| {}).await?;
         }
     }
+    Ok(())
+}
+
+/// Removes the nodes of a disk that are neither at it nor in use.
+pub(crate) async fn prune(monitor: &Monitor<'_>, disk: &str) -> Result<(), Error> {
     let at = device(monitor, disk)
         .await?
         .and_then(|found| found.inserted);

@@ -149,6 +149,8 @@ pub(crate) enum Cause {
     Cancelled(String),
     TooLate(String),
     Failed(String),
+    /// It may have been done: whether is found out, and it is finished or undone, once what failed does not any more.
+    Unsettled(Box<Error>),
     Unresponsive,
     Monitor(monitor_qmp::Error),
     Agent(agent_qga::Error),
@@ -222,6 +224,7 @@ impl Error {
             Cause::Cancelled(_) => ErrorKind::Cancelled,
             Cause::TooLate(_) => ErrorKind::TooLate,
             Cause::Failed(_) => ErrorKind::Refused,
+            Cause::Unsettled(error) => error.kind(),
             Cause::Unresponsive => ErrorKind::Unresponsive,
             Cause::Monitor(error) => match error.kind() {
                 Qmp::Refused => ErrorKind::Refused,
@@ -260,7 +263,9 @@ impl Error {
             Cause::Monitor(error) => error.effect().into(),
             Cause::Agent(error) => error.effect().into(),
             Cause::Failed(_) => Effect::Refused,
-            Cause::Gone(_) | Cause::TimedOut { .. } | Cause::Panicked(_) => Effect::Unknown,
+            Cause::Gone(_) | Cause::TimedOut { .. } | Cause::Panicked(_) | Cause::Unsettled(_) => {
+                Effect::Unknown
+            }
             Cause::Migrate(error) if error.owner_now() == remote_migrate::Owner::InDoubt => {
                 Effect::Unknown
             }
@@ -285,6 +290,7 @@ impl Error {
             | Cause::ShuttingDown => Blame::Caller,
             Cause::Begin(_) | Cause::Gone(_) | Cause::Migrate(_) => Blame::Domain,
             Cause::TimedOut { .. } | Cause::Agent(_) => Blame::Guest,
+            Cause::Unsettled(error) => error.blame(),
             Cause::Failed(_) | Cause::Unresponsive | Cause::Monitor(_) | Cause::Exited { .. } => {
                 Blame::Qemu
             }
@@ -332,6 +338,9 @@ impl fmt::Display for Error {
                 write!(f, ": waited {:.1}s for {what}", waited.as_secs_f64())?;
             }
             Cause::Cancelled(by) => write!(f, ": {by}, and undone")?,
+            Cause::Unsettled(_) => {
+                f.write_str(": it may have been done, which is not settled yet")?
+            }
             Cause::Unresponsive => f.write_str(": QEMU is silent, also out of band")?,
             Cause::Exited { exit, stderr } if stderr.is_empty() => {
                 write!(f, ": QEMU {exit} and said nothing")?;
@@ -367,6 +376,7 @@ impl std::error::Error for Error {
         match &self.0.cause {
             Cause::Invalid(error) => Some(error),
             Cause::Begin(error) => Some(&**error),
+            Cause::Unsettled(error) => Some(&**error),
             Cause::Cancel(error) => Some(error),
             Cause::Change(error) => Some(error),
             Cause::Gone(error) => Some(error),

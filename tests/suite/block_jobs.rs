@@ -17,7 +17,7 @@ use serde_json::{Value, json, value::to_raw_value};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::harness::tests;
-use crate::plug::{ask, booted, image, left, shell};
+use crate::plug::{ask, booted, image, left, shell, until_told};
 use crate::rig::{Rig, Signal, kill};
 
 tests! {
@@ -502,8 +502,8 @@ async fn a_block_job_that_ended_while_no_driver_was_there_is_known_to_have(rig: 
         .join(format!("run/{}/monitor.sock", domain.uuid()));
     drop((job, domain));
     let left_behind = rig.leave().await;
-    crate::plug::until_told(socket, "", |message| {
-        message["event"] == "JOB_STATUS_CHANGE" && message["data"]["status"] == "concluded"
+    until_told(socket, "query-jobs", |message| {
+        message["return"][0]["status"] == "concluded"
     })
     .await;
     let rig = Rig::again(left_behind);

@@ -17,6 +17,7 @@ tests! {
     read_and_update_need_no_guest,
     monitor_and_async_job_attach_to_a_guest_that_runs,
     agent_asks_a_guest_that_it_starts,
+    disks_plugs_a_disk_moves_it_and_unplugs_it,
     migration_moves_a_guest,
     migrate_pair_moves_a_guest_between_two_processes_and_back,
     minimal_daemon_starts_a_guest_and_leaves_it_running,
@@ -99,6 +100,26 @@ async fn agent_asks_a_guest_that_it_starts(rig: Rig) {
             .await
             .contains("the guest says: kernel Some(")
     );
+}
+
+async fn disks_plugs_a_disk_moves_it_and_unplugs_it(rig: Rig) {
+    let old = crate::plug::image(&rig, "old", 1 << 20);
+    let mut command = example("disks");
+    command
+        .arg(&rig.env.transports)
+        .arg(rig.dir.path().join("run-disks"))
+        .arg(description(&rig, &rig.guest("web")))
+        .arg(old)
+        .arg(rig.dir.path().join("new.qcow2"));
+    let text = output(command).await;
+    for part in [
+        "data is in slot Some(0)",
+        "ended: Done",
+        "new.qcow2",
+        "it let go",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
 }
 
 async fn migration_moves_a_guest(rig: Rig) {

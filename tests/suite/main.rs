@@ -16,6 +16,7 @@ mod block_jobs;
 mod bulk;
 mod death;
 mod dump;
+mod dying;
 mod examples;
 mod files;
 mod floods;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         ("bulk", bulk::TESTS),
         ("death", death::TESTS),
         ("dump", dump::TESTS),
+        ("dying", dying::TESTS),
         ("examples", examples::TESTS),
         ("files", files::TESTS),
         ("floods", floods::TESTS),

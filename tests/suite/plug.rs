@@ -17,7 +17,7 @@ use libtest_mimic::Completion;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UnixStream, unix::OwnedWriteHalf};
 use tokio::runtime::Builder;
 use tokio::time::{Instant, timeout};
 
@@ -320,18 +320,27 @@ async fn a_guest_that_does_not_let_go_is_waited_for_without_a_job_and_cleaned_up
     assert_eq!(left(&domain, "data").await, Vec::<String>::new());
 }
 
-/// Talks to a QEMU that no driver has, and waits until it says that.
+/// Talks to a QEMU that no driver has, and waits until it says that. What asks for something is asked again and again: it
+/// may be so already, and no event tells then.
 pub(crate) async fn until_told(socket: PathBuf, command: &str, is_it: impl Fn(&Value) -> bool) {
     let stream = UnixStream::connect(socket).await.expect("QEMU listens");
     let (read, mut write) = stream.into_split();
-    let commands = format!("{{\"execute\":\"qmp_capabilities\"}}{command}");
-    let written = write.write_all(commands.as_bytes()).await;
-    written.expect("it reads");
+    let send = async |write: &mut OwnedWriteHalf, name: &str| {
+        let text = json!({"execute": name}).to_string();
+        write.write_all(text.as_bytes()).await.expect("it reads");
+    };
+    send(&mut write, "qmp_capabilities").await;
+    send(&mut write, command).await;
     let mut lines = BufReader::new(read).lines();
     let looking = async {
         while let Some(line) = lines.next_line().await.expect("it writes") {
-            if is_it(&serde_json::from_str(&line).expect("a message")) {
+            let message: Value = serde_json::from_str(&line).expect("a message");
+            if is_it(&message) {
                 return;
+            }
+            if message["return"].is_array() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                send(&mut write, command).await;
             }
         }
         panic!("QEMU left");
@@ -359,7 +368,7 @@ async fn a_part_that_went_while_no_driver_was_there_is_cleaned_up_by_the_next(ri
     drop(domain);
     let left_behind = rig.leave().await;
     let socket = left_behind.1.path().join(socket);
-    until_told(socket, "{\"execute\":\"cont\"}", |message| {
+    until_told(socket, "cont", |message| {
         message["event"] == "DEVICE_DELETED" && message["data"]["device"] == "data-device"
     })
     .await;

@@ -154,6 +154,16 @@ impl Rig {
         }
     }
 
+    /// The same means at another place. The driver there is somebody else's matter.
+    pub(crate) fn at_place(&self, dir: Arc<TempDir>) -> Self {
+        Self {
+            env: self.env.clone(),
+            driver: self.driver.clone(),
+            dir,
+            leave: AtomicBool::new(true),
+        }
+    }
+
     /// A guest that boots the image and counts on its console.
     pub(crate) fn guest(&self, name: &str) -> Guest {
         let arguments = "console=ttyS0 quiet".into();

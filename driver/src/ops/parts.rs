@@ -40,6 +40,8 @@ pub(crate) struct Worker(Mutex<State>);
 struct State {
     is_running: bool,
     is_wanted: bool,
+    /// Whether the guest is to be asked once more for what it was to let go of.
+    is_to_ask: bool,
 }
 
 impl Worker {
@@ -48,18 +50,20 @@ impl Worker {
     }
 
     /// Whether somebody has to begin it now.
-    fn wake(&self) -> bool {
+    fn wake(&self, is_to_ask: bool) -> bool {
         self.with(|state| {
             state.is_wanted = true;
+            state.is_to_ask |= is_to_ask;
             !std::mem::replace(&mut state.is_running, true)
         })
     }
 
-    /// Whether it is to look once more; else it is over.
-    fn goes_on(&self) -> bool {
+    /// Whether it is to look once more, and then whether the guest is to be asked; else it is over.
+    fn goes_on(&self) -> Option<bool> {
         self.with(|state| {
             state.is_running = std::mem::take(&mut state.is_wanted);
-            state.is_running
+            let is_to_ask = std::mem::take(&mut state.is_to_ask);
+            state.is_running.then_some(is_to_ask)
         })
     }
 }
@@ -67,7 +71,17 @@ impl Worker {
 impl Inner {
     /// Has the worker look at the parts of the guest. Never waits.
     pub(crate) fn settle_parts(self: &Arc<Self>) {
-        if !self.worker.wake() {
+        self.wake_worker(false);
+    }
+
+    /// The same for a guest that was reached again. Whoever asked it to let go of something may have died before that was
+    /// sent, so it is asked once more.
+    pub(crate) fn settle_parts_again(self: &Arc<Self>) {
+        self.wake_worker(true);
+    }
+
+    fn wake_worker(self: &Arc<Self>, is_to_ask: bool) {
+        if !self.worker.wake(is_to_ask) {
             return;
         }
         let (domain, parting) = (Domain(self.clone()), self.context.parting.clone());
@@ -108,15 +122,16 @@ impl Inner {
 
 async fn work(domain: Domain) {
     let mut pause = FIRST_PAUSE;
-    while domain.0.worker.goes_on() {
+    while let Some(is_to_ask) = domain.0.worker.goes_on() {
         let deadline = Instant::now() + domain.0.context.defaults.call;
-        let settle = domain.run(
-            "settle-parts",
-            JobKind::Modify,
-            deadline,
-            |mut op| async move { settle(&mut op).await },
-        );
-        let Err(error) = settle.await else {
+        let look = move |mut op: Op| async move {
+            if is_to_ask {
+                ask_again(&mut op).await?;
+            }
+            settle(&mut op).await
+        };
+        let settled = domain.run("settle-parts", JobKind::Modify, deadline, look);
+        let Err(error) = settled.await else {
             pause = FIRST_PAUSE;
             continue;
         };
@@ -131,13 +146,29 @@ async fn work(domain: Domain) {
                 );
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
-                domain.0.worker.wake();
+                domain.0.worker.wake(is_to_ask);
             }
         }
     }
 }
 
-/// Compares what was written down of the guest's parts with what QEMU has, and does what is left to do.
+/// Asks the guest once more to let go of what it was to.
+async fn ask_again(op: &mut Op) -> Result<(), Error> {
+    let moving = op.domain().0.moving().await;
+    for moving in moving.iter().filter(|moving| moving.way == Way::Out) {
+        let device = moving.part.device();
+        let asked = op.monitor()?.execute(command::DeviceDel::new(device)).await;
+        match asked {
+            // It was asked before, or it is gone.
+            Err(error) if error.kind() == ErrorKind::Refused => {}
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
+/// Compares what was written down of the guest's parts with what QEMU has, and does what is left to do. Fails with the first
+/// failure, once it has looked at all.
 pub(crate) async fn settle(op: &mut Op) -> Result<(), Error> {
     let guest = as_it_runs(op.domain()).await?;
     let moving = op.domain().0.moving().await;
@@ -152,11 +183,16 @@ pub(crate) async fn settle(op: &mut Op) -> Result<(), Error> {
         (part, Some(moving.way), moving.scope)
     });
     let all: Vec<_> = on_their_way.chain(at_rest).collect();
+    let mut failure = None;
     for (part, way, scope) in all {
         let is_there = there.contains(&part.device());
-        settle_one(op, part, fate(way, is_there), scope).await?;
+        let settled = settle_one(op, part, fate(way, is_there), scope).await;
+        // One that something else still uses is tried again, and keeps no other.
+        if let Err(error) = settled {
+            failure.get_or_insert(error);
+        }
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
 async fn settle_one(op: &mut Op, part: Part, fate: Fate, scope: Scope) -> Result<(), Error> {

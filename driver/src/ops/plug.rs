@@ -136,16 +136,18 @@ async fn plug(op: &mut Op, mut part: Part, scope: Scope) -> Result<Part, Error> 
         .await?;
     let begun = begin(op, &guest, &part).await;
     // What QEMU has decides, not its answer: that may have been lost, or come after a command that was refused.
-    match settle(op).await {
-        Ok(()) => {}
-        // The first failure is the one to tell.
-        Err(error) => return Err(begun.err().unwrap_or(error)),
-    }
+    let settled = settle(op).await;
     let is_in = as_it_runs(op.domain()).await?;
-    match (Part::of(&is_in, part.kind(), part.name()), begun) {
-        (Some(part), _) => Ok(part),
-        (None, Err(error)) => Err(error),
-        (None, Ok(())) => {
+    match (Part::of(&is_in, part.kind(), part.name()), settled, begun) {
+        // Another part may be what is not settled.
+        (Some(part), _, _) => Ok(part),
+        (None, Ok(()), Err(error)) => Err(error),
+        (None, Err(error), begun) => {
+            // The first failure is the one to tell.
+            let first = begun.err().unwrap_or(error);
+            Err(Cause::Unsettled(Box::new(first)).into())
+        }
+        (None, Ok(()), Ok(())) => {
             Err(Cause::State("the guest let go of it as soon as it was there".into()).into())
         }
     }

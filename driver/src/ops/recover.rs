@@ -193,7 +193,7 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
     }
     tell(&domain, name, became.clone());
     // Parts may have come or gone while no driver was there.
-    domain.0.settle_parts();
+    domain.0.settle_parts_again();
     if became == Became::GoesOn {
         let watchers = domain.0.context.watchers.clone();
         watchers.spawn(carry_on(domain.clone()));

@@ -55,6 +55,7 @@ pub(super) async fn set_stage(domain: &Domain, id: &str, stage: Stage) -> Result
 /// Does what is left to do for a job that ended so, and tells. Each step may be repeated.
 pub(super) async fn end(op: &mut Op, noted: &Noted, ended: &End) -> Result<BlockJobEnd, Error> {
     dismiss(op, &noted.id).await?;
+    block::end_creations(op, &noted.disk).await?;
     let file = block::file_at(&op.monitor()?, &noted.disk).await?;
     let is_there = match (noted.pivots_to(), &file) {
         (Some((path, _)), Some(file)) => path == file,

@@ -63,7 +63,7 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
         domain.0.tell(What::Started {
             generation: live.generation,
         });
-        domain.0.settle_parts();
+        domain.0.settle_parts_again();
         return Ok(());
     };
     let (name, kind) = (job.work.name(), kind(Some(&job.work)));
@@ -78,7 +78,7 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
         let watchers = &domain.0.context.watchers;
         watchers.spawn(carry_on(domain.clone()));
     }
-    domain.0.settle_parts();
+    domain.0.settle_parts_again();
     Ok(())
 }
 
