@@ -339,7 +339,7 @@ impl fmt::Display for Error {
             }
             Cause::Cancelled(by) => write!(f, ": {by}, and undone")?,
             Cause::Unsettled(_) => {
-                f.write_str(": it may have been done, which is not settled yet")?
+                f.write_str(": it may have been done, which is not settled yet")?;
             }
             Cause::Unresponsive => f.write_str(": QEMU is silent, also out of band")?,
             Cause::Exited { exit, stderr } if stderr.is_empty() => {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use driver::{
-    BlockJob, BlockJobEnd, BlockJobKind, CommitOptions, Disk, DiskFormat, Domain, Driver,
-    ErrorKind, Guest, MirrorOptions, Notice, Pivot, SaveOptions, Scope, StartOptions,
-    StreamOptions, What,
+    BackupOptions, BackupTarget, BlockJob, BlockJobEnd, BlockJobKind, CommitOptions, Disk,
+    DiskFormat, Domain, Driver, ErrorKind, Guest, MirrorOptions, Notice, Pivot, SaveOptions, Scope,
+    SnapshotOptions, StartOptions, StreamOptions, What,
 };
 use job_core::JobKind;
 use monitor_qmp::{Closed, Deadline, Error, Greeting, Health, Qmp, Reply, Request};
@@ -225,6 +225,16 @@ async fn a_mirror_follows_the_disk_until_it_is_told_to_take_over_and_excludes_wh
             .await
             .expect_err("it is at it"),
     );
+    let overlay = vec![("root".to_owned(), rig.dir.path().join("overlay"))];
+    let snapshot = domain.snapshot(overlay, SnapshotOptions::default());
+    is_named(snapshot.await.expect_err("it is at it"));
+    let target = BackupTarget {
+        disk: "root".to_owned(),
+        path: rig.dir.path().join("backup"),
+        behind: None,
+    };
+    let backup = domain.backup(vec![target], BackupOptions::default());
+    is_named(backup.await.expect_err("it is at it"));
     let second = rig.dir.path().join("second");
     let second = to(&second, DiskFormat::Raw);
     is_named(

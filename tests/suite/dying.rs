@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use driver::{
-    Disk, DiskFormat, Domain, Driver, Error as Failure, Guest, MirrorOptions, Network,
-    NetworkBackend, Pivot, Scope,
+    CommitOptions, Disk, DiskFormat, Domain, Driver, Error as Failure, Guest, MirrorOptions,
+    Network, NetworkBackend, Pivot, Scope, SnapshotOptions,
 };
 use futures::future::BoxFuture;
 use monitor_qmp::{
@@ -33,6 +33,7 @@ tests! {
     a_plug_whose_driver_dies_at_any_command_is_finished_or_undone,
     an_unplug_whose_driver_dies_at_any_command_is_finished_once_the_guest_lets_go,
     a_mirror_whose_driver_dies_at_any_command_ends_with_one_disk,
+    a_commit_whose_driver_dies_at_any_command_ends_with_one_disk,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -324,8 +325,17 @@ async fn is_one_disk(rig: &Rig, web: &Domain, is_gone: bool, files: [&str; 2]) {
     let devices = ask(web, "query-block", Value::Null).await;
     assert_eq!(devices[0]["inserted"]["image"]["filename"], json!(path));
     assert_eq!(ask(web, "query-jobs", Value::Null).await, json!([]));
+    let mut layers = 0;
+    let mut image = &devices[0]["inserted"]["image"];
+    while image.is_object() {
+        layers += 1;
+        image = &image["backing-image"];
+    }
     let named = left(web, "root").await;
-    assert!(named.len() <= 2, "the device and a node at most: {named:?}");
+    assert!(
+        named.len() <= 1 + layers,
+        "one device, no node that is not in use: {named:?}"
+    );
     assert!(web.query_status().await.expect("it answers").running);
     web.destroy().await.expect("it ends");
 }
@@ -356,6 +366,38 @@ async fn a_mirror_whose_driver_dies_at_any_command_ends_with_one_disk(rig: Rig) 
         let definition = web.records().definition.clone().expect("it has one");
         let is_disk = definition.disks[0].path == new;
         assert_eq!(new.exists(), is_disk, "a copy that is not the disk is gone");
+    })
+    .await;
+}
+
+async fn a_commit_whose_driver_dies_at_any_command_ends_with_one_disk(rig: Rig) {
+    let story = Story {
+        guest: |rig| Guest {
+            disks: vec![Disk::new("root", image(rig, "old", MIB), DiskFormat::Raw)],
+            ..machine(rig)
+        },
+        first: |domain, dir| {
+            Box::pin(async move {
+                let overlay = vec![("root".to_owned(), dir.join("top"))];
+                let taken = domain.snapshot(overlay, SnapshotOptions::default());
+                taken.await.map(drop)
+            })
+        },
+        operation: |domain, _| {
+            Box::pin(async move {
+                let job = domain.commit_disk("root", CommitOptions::default()).await?;
+                job.wait(Instant::now() + 30 * SECOND).await.map(drop)
+            })
+        },
+    };
+    at_every_command(rig, story, async |rig: &Rig, web: &Domain, is_gone| {
+        is_one_disk(rig, web, is_gone, ["top", "old"]).await;
+        // The owner's files are the owner's, whether of use or not.
+        assert!(
+            ["top", "old"]
+                .iter()
+                .all(|name| rig.dir.path().join(name).exists())
+        );
     })
     .await;
 }

@@ -26,6 +26,7 @@ use crate::error::{Cause, Error};
 use crate::grouped::Group;
 use crate::guest::DiskFormat;
 use crate::made::Made;
+use crate::ops::block_jobs::refuse_beside;
 use crate::ops::freeze::{FreezeOptions, thaw_lease};
 use crate::ops::group::{cancel_all, dismiss_all, follow};
 use crate::ops::save::blocking;
@@ -150,6 +151,9 @@ async fn plan(
     targets: Vec<BackupTarget>,
     options: &BackupOptions,
 ) -> Result<(Vec<Plan>, Copies), Error> {
+    for target in &targets {
+        refuse_beside(op.domain(), Some(&target.disk)).await?;
+    }
     let guest = as_it_runs(op.domain()).await?;
     if targets.is_empty() {
         return Err(Cause::BadRequest("no disk is named".into()).into());

@@ -19,11 +19,13 @@ use std::path::PathBuf;
 
 use job_core::JobKind;
 
-use crate::block_job::Pivot;
+use crate::block_job::{Noted, Pivot};
+use crate::devices;
 use crate::domain::Domain;
 use crate::error::Cause;
 use crate::guest::DiskFormat;
 use crate::ops::Call;
+use crate::records::Work;
 
 pub use handle::{BlockJob, BlockJobState};
 pub(crate) use over::drop_copies;
@@ -117,15 +119,25 @@ impl Domain {
     }
 }
 
-/// Refuses what a block job at the disk excludes, or one at any disk if none is named, and names that job.
+/// Refuses what a block job at the disk excludes, or one at any disk if none is named, and names that job. A backup that
+/// copies the disk excludes the same.
 pub(crate) async fn refuse_beside(domain: &Domain, disk: Option<&str>) -> Result<(), Cause> {
-    let jobs = domain.0.noted().await.map(|record| record.block_jobs);
-    let mut jobs = jobs.unwrap_or_default().into_iter();
-    match jobs.find(|job| disk.is_none_or(|disk| job.disk == disk)) {
-        Some(job) => Err(Cause::State(format!(
-            "block job {} is at disk \"{}\"",
-            job.id, job.disk
-        ))),
-        None => Ok(()),
+    let Some(record) = domain.0.noted().await else {
+        return Ok(());
+    };
+    let is_it = |job: &&Noted| disk.is_none_or(|disk| job.disk == disk);
+    if let Some(job) = record.block_jobs.iter().find(is_it) {
+        let (id, disk) = (&job.id, &job.disk);
+        return Err(Cause::State(format!(
+            "block job {id} is at disk \"{disk}\""
+        )));
     }
+    if let (Some(Work::Backup(copies)), Some(disk)) = (record.job.map(|job| job.work), disk)
+        && let mut all = copies.all.iter()
+        && let Some(copied) = all.find(|copied| devices::is_node_of(&copied.node, disk))
+    {
+        let job = &copied.job;
+        return Err(Cause::State(format!("{job} copies disk \"{disk}\"")));
+    }
+    Ok(())
 }

@@ -14,6 +14,7 @@ use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::grouped::Group;
 use crate::guest::{DiskFormat, Guest};
+use crate::ops::block_jobs::refuse_beside;
 use crate::ops::group::{dismiss_all, follow};
 use crate::ops::start::as_it_runs;
 use crate::ops::visit::Visits;
@@ -147,6 +148,7 @@ async fn inside(mut op: AsyncOp, what: Inside, tag: String) -> Result<(), Error>
         let text = format!("{tag:?} cannot be the name of a snapshot");
         return Err(Cause::BadRequest(text).into());
     }
+    refuse_beside(op.domain(), None).await?;
     let guest = as_it_runs(op.domain()).await?;
     let images = images(&mut op, &guest).await?;
     let holders = holders(&images, &tag);

@@ -24,6 +24,7 @@ use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::guest::{Disk, DiskFormat, Guest};
 use crate::made::Made;
+use crate::ops::block_jobs::refuse_beside;
 use crate::ops::freeze::{FreezeOptions, thaw_lease};
 use crate::ops::job_watch::dismiss;
 use crate::ops::save::{SaveOptions, blocking, drop_memory, memory_into, stop_writing};
@@ -159,6 +160,9 @@ async fn plan(
     overlays: Vec<(String, PathBuf)>,
     options: &SnapshotOptions,
 ) -> Result<(Vec<Plan>, Layers), Error> {
+    for (disk, _) in &overlays {
+        refuse_beside(op.domain(), Some(disk)).await?;
+    }
     let guest = as_it_runs(op.domain()).await?;
     if overlays.is_empty() {
         return Err(Cause::BadRequest("no disk is named".into()).into());
