@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  begin    written down ─► the copy's file and node ─► QEMU's job                     one normal job
-//!             ⋮ followed by its events and a query a second: no job is held
+//!             ⋮ followed by its events and a query now and then: no job is held
 //!  ready    written down ─► the guest stops ─► pivot ─► descriptions ─► it runs on     one normal job
 //!  over     what QEMU has at the disk decides ─► nodes, the copy, the record           one normal job
 //! ```

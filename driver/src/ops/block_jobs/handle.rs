@@ -59,7 +59,8 @@ impl BlockJob {
         self.tracked.noted.kind()
     }
 
-    /// How far it is, as of a second ago. Needs no job and never waits.
+    /// How far it is, as of when QEMU was last asked: a second ago while somebody waits for it, else up to ten. Needs no job and
+    /// never waits.
     #[must_use]
     pub fn state(&self) -> BlockJobState {
         self.tracked.state.borrow().clone()

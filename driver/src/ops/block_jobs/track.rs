@@ -20,8 +20,10 @@ use crate::ops::job_watch::cancel;
 use crate::qemu_job::{End, JobState, Next, Seen};
 use crate::records::Running;
 
-/// How often QEMU is asked how far its job is, and whether an event was missed.
+/// How often QEMU is asked how far its job is, and whether an event was missed: while somebody waits for it, and else. Each
+/// time is a job of the domain, in its history and its news.
 const ASK: Duration = Duration::from_secs(1);
+const ASK_ALONE: Duration = Duration::from_secs(10);
 /// Between two tries of what failed, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -180,7 +182,9 @@ async fn step(
             Ok(Stepped::Over(ended.await?))
         }
         Next::Wait => {
-            let waiting = timeout(ASK, events.next());
+            let is_watched = tracked.state.receiver_count() > 0;
+            let patience = if is_watched { ASK } else { ASK_ALONE };
+            let waiting = timeout(patience, events.next());
             let notice = tokio::select! {
                 notice = waiting => notice,
                 () = tracked.asked.notified() => return Ok(Stepped::Next(Next::Ask)),
