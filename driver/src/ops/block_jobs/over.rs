@@ -19,7 +19,13 @@ use crate::records::Running;
 /// Has the disk move to the new file, while the guest stands still, and ends the job. Also takes up a move that failed half
 /// way, or that an earlier driver began: a guest that stands still for it is let run by whoever brings it to its end.
 pub(super) async fn pivot(op: &mut Op, noted: &Noted) -> Result<BlockJobEnd, Error> {
-    let mut noted = noted.clone();
+    let record = op.domain().0.noted().await;
+    let mut jobs = record.into_iter().flat_map(|record| record.block_jobs);
+    let now = jobs.find(|job| job.id == noted.id);
+    // Whoever waited for this job may have been overtaken.
+    let Some(mut noted) = now.filter(|job| job.stage != Stage::Cancelling) else {
+        return Err(Cause::State("it was asked to stop first".into()).into());
+    };
     if noted.stage == Stage::Begun {
         let status = op.monitor()?.execute(command::QueryStatus).await?;
         let was_running = status.running;
