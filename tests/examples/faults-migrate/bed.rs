@@ -125,7 +125,12 @@ impl Bed {
             }
             return Ok(is_there);
         }
-        self.hosts[0].ask(&format!("move {SLOW}"))?;
+        let how = if point == Point::Following {
+            " post-copy"
+        } else {
+            ""
+        };
+        self.hosts[0].ask(&format!("move {SLOW}{how}"))?;
         if point == Point::Stopping {
             let has_stopped = |bed: &mut Self| bed.has_stopped();
             self.until(REACHED, "the guest stops", has_stopped)?;
@@ -133,6 +138,11 @@ impl Bed {
         }
         let is_moving = |bed: &mut Self| bed.qemu(Side::Source).is_some_and(|life| life.is_moving);
         self.until(REACHED, "memory moves", is_moving)?;
+        if point == Point::Following {
+            self.hosts[0].ask("follow")?;
+            let is_following = |bed: &mut Self| bed.is_at(Point::Following);
+            self.until(REACHED, "the rest of the memory follows", is_following)?;
+        }
         sleep(Duration::from_millis(random.u64(..1000)));
         Ok(true)
     }
@@ -147,7 +157,8 @@ impl Bed {
     pub(crate) fn is_at(&mut self, point: Point) -> bool {
         let journal = self.host(Side::Source).journal();
         let stage = |path: &PathBuf| gate::stage(&fs::read(path).ok()?);
-        let is_performing = journal.first().and_then(stage).as_deref() == Some("perform");
+        let stage = journal.first().and_then(stage);
+        let is_performing = stage.as_deref() == Some("perform");
         match point {
             Point::Held(..) => true,
             Point::Moving => {
@@ -159,6 +170,11 @@ impl Bed {
             Point::Stopping => {
                 let there = self.qemu(Side::Destination);
                 is_performing && self.has_stopped() && there.is_some_and(|life| !life.is_loaded)
+            }
+            Point::Following => {
+                let there = self.qemu(Side::Destination);
+                let is_partial = |life: Life| life.is_running() && !life.is_loaded;
+                stage.as_deref() == Some("post-copy") && there.is_some_and(is_partial)
             }
         }
     }

@@ -23,15 +23,18 @@ pub(crate) enum Phase {
     Switchover,
     Finish,
     Confirm,
+    /// The guest runs at the destination, and the rest of its memory is at the source.
+    PostCopy,
 }
 
-pub(crate) const PHASES: [Phase; 6] = [
+pub(crate) const PHASES: [Phase; 7] = [
     Phase::Begin,
     Phase::Prepare,
     Phase::Perform,
     Phase::Switchover,
     Phase::Finish,
     Phase::Confirm,
+    Phase::PostCopy,
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub(crate) enum Point {
     Moving,
     /// The guest was stopped, and the last of it is on its way.
     Stopping,
+    /// The guest runs at the destination, and the rest of it is on its way.
+    Following,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +129,7 @@ impl Cell {
                 (held(Source, &["stores perform"]), vec![Point::Moving])
             }
             Phase::Perform => (vec![Point::Moving], vec![]),
+            Phase::PostCopy => (vec![Point::Following], vec![]),
             Phase::Switchover if matches!(self.fault, Fault::DiskFull(_)) => {
                 (held(Source, &["stores handing-over"]), vec![])
             }
@@ -168,7 +174,8 @@ impl Cell {
 
     /// Whether it may end with nobody running, and both sides in doubt, until the link is mended or a person decides.
     pub(crate) fn may_be_in_doubt(self) -> bool {
-        self.fault == Fault::CutForGood && matches!(self.phase, Phase::Finish | Phase::Confirm)
+        self.fault == Fault::CutForGood
+            && matches!(self.phase, Phase::Finish | Phase::Confirm | Phase::PostCopy)
     }
 }
 
@@ -218,6 +225,7 @@ impl fmt::Display for Point {
             Self::Held(Destination, name) => write!(f, "destination {name}"),
             Self::Moving => f.write_str("memory moves"),
             Self::Stopping => f.write_str("the guest has stopped"),
+            Self::Following => f.write_str("the rest follows"),
         }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  restore FILE       the guest, kept and to be started with the host     arm POINT  go     of the gate
-//!  move MIB_A_SECOND  answered at once; `moved …` follows at its end       cancel  resolve RULING  status  end
+//!  move MIB_A_SECOND [post-copy]  answered at once; `moved …` follows at its end
+//!  follow             turns it to post-copy                               cancel  resolve RULING  status  end
 //! ```
 
 use std::io::{BufRead, Write};
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use driver::{
     Defaults, Domain, Door, Driver, FileStore, Landing, MigrateOptions, Next, Notice,
-    OpenMigration, Run, Subscription, What,
+    OpenMigration, Run, Subscription, Tuning, What,
 };
 use job_core::{AsyncKind, Kind};
 use remote_migrate::verdict::Ruling;
@@ -30,6 +31,9 @@ use crate::rig::Env;
 
 /// How long silence is taken, of a daemon and of a stream of memory: a run has half a minute in all.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// Bytes a second of the rest of the memory, in post-copy.
+const FOLLOWS: u64 = 12 << 20;
 
 /// How long the guests of an earlier daemon are looked for.
 const RECOVERED: Duration = Duration::from_secs(20);
@@ -201,10 +205,12 @@ async fn obey(daemon: &Arc<Daemon>, order: &str) -> Result<String, String> {
             daemon.driver.restore(path).await.map_err(text)?;
         }
         "move" => {
-            let bandwidth: u64 = object.parse().map_err(|_| "how fast?")?;
-            begin(daemon, bandwidth << 20)?;
+            let (bandwidth, how) = object.split_once(' ').unwrap_or((object, ""));
+            let bandwidth: u64 = bandwidth.parse().map_err(|_| "how fast?")?;
+            begin(daemon, bandwidth << 20, how == "post-copy")?;
         }
         "start" => daemon.web()?.start().await.map_err(text)?,
+        "follow" => follow_on(daemon).await?,
         "cancel" => drop(tokio::spawn({
             let daemon = daemon.clone();
             async move {
@@ -223,7 +229,7 @@ async fn obey(daemon: &Arc<Daemon>, order: &str) -> Result<String, String> {
 }
 
 /// Begins to move the guest to the other host. Its end is told when it comes.
-fn begin(daemon: &Arc<Daemon>, bandwidth: u64) -> Result<(), String> {
+fn begin(daemon: &Arc<Daemon>, bandwidth: u64, post_copy: bool) -> Result<(), String> {
     let there = address(1 - daemon.host);
     let peer = GatedPeer {
         peer: peer(there, daemon.options.clone()),
@@ -231,6 +237,7 @@ fn begin(daemon: &Arc<Daemon>, bandwidth: u64) -> Result<(), String> {
     };
     let options = MigrateOptions {
         bandwidth: Some(bandwidth),
+        post_copy,
         there: Some(there.to_string().into()),
         home: Some(address(daemon.host).to_string().into()),
         ..MigrateOptions::default()
@@ -243,6 +250,17 @@ fn begin(daemon: &Arc<Daemon>, bandwidth: u64) -> Result<(), String> {
         }
     });
     Ok(())
+}
+
+/// Turns to post-copy, with the rest of the memory slow enough for a fault to come meanwhile.
+async fn follow_on(daemon: &Daemon) -> Result<(), String> {
+    let tuning = Tuning {
+        post_copy_bandwidth: Some(FOLLOWS),
+        ..Tuning::default()
+    };
+    let web = daemon.web()?;
+    web.tune_migration(tuning).await.map_err(text)?;
+    web.post_copy().await.map_err(text)
 }
 
 /// Cancels what leaves from here, or what arrives.

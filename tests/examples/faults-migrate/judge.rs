@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::bed::Bed;
-use crate::cells::{Cell, Fault, Side};
+use crate::cells::{Cell, Fault, Phase, Side};
 use crate::strike::Struck;
 use crate::witness::{Life, overlap};
 
@@ -176,6 +176,10 @@ impl Bed {
                 .filter(|life| life.is_running())
                 .count();
             let told = self.told()?;
+            if cell.phase == Phase::PostCopy && told.migration().is_some() {
+                // It is called running there, and waits for memory that cannot come.
+                return Ok(End::DoubtEnded);
+            }
             if running == 1 {
                 return Ok(End::OneRuns);
             }

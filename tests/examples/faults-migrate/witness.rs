@@ -108,7 +108,8 @@ impl Witness {
             let event = said["event"].as_str().unwrap_or_default();
             self.change(pid, |life| match event {
                 "RESUME" => {
-                    life.is_loaded = true;
+                    // What moved before brought it here.
+                    life.is_moving = false;
                     life.spans.push((at, None));
                 }
                 "STOP" => life.stop(at),
