@@ -1,10 +1,12 @@
 //! What a real guest takes from the machine: QEMU, a guest agent with its libraries, a static
-//! busybox, a kernel with its modules, and a `qemu-img` that looks at what became of images. Found where they are, fetched where that is possible,
-//! else all that is missing is said at once. What is done with them is not known here.
+//! busybox, a kernel with its modules, and a `qemu-img` that looks at what became of images. Found
+//! where they are, fetched where that is possible, else all that is missing is said at once. What is
+//! done with them is not known here.
 //!
 //! Of each part the first of these is taken: what its variable names (a variable that names
 //! nothing usable is an error, never passed over), what the machine has, what was fetched before.
 
+pub(crate) mod agent;
 mod debian;
 mod kernel;
 mod libraries;
@@ -33,7 +35,6 @@ const MODULES: Variable = (
     "VMWRIGHT_MODULES",
     "its modules, the folder /lib/modules/RELEASE",
 );
-
 const IMAGES: Variable = ("VMWRIGHT_QEMU_IMG", "qemu-img, which checks disk images");
 
 /// All of them, for the help text.

@@ -10,7 +10,7 @@ use crate::{guest, needs, plugins, run, workspace};
 /// A QEMU, a guest to boot in it, and transports to reach both.
 #[must_use = "a rig is of use only to the command it is handed to"]
 pub(crate) struct Rig {
-    variables: [(&'static str, PathBuf); 5],
+    variables: [(&'static str, PathBuf); 6],
 }
 
 impl Rig {
@@ -19,8 +19,10 @@ impl Rig {
         let needs = needs::gather(qemu)?;
         let image = guest::build(&needs)?;
         let transports = plugins::stage()?;
+        let agent = needs::agent::here(&needs)?;
         let variables = [
             ("VMWRIGHT_QEMU", needs.qemu),
+            ("VMWRIGHT_QGA", agent),
             ("VMWRIGHT_QEMU_IMG", needs.images),
             ("VMWRIGHT_KERNEL", image.kernel),
             ("VMWRIGHT_INITRD", image.initrd),
