@@ -17,6 +17,7 @@ mod images;
 #[path = "../../suite/rig.rs"]
 mod rig;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -34,6 +35,13 @@ pub(crate) const DISK: &str = "root";
 /// A kill that does not land in its cell is tried again so often.
 const TRIES: u32 = 40;
 
+/// The guest's uuid follows from the campaign's directory: a campaign beside this one counts its own QEMUs.
+fn uuid(dir: &Path) -> Uuid {
+    let mut hasher = DefaultHasher::new();
+    dir.hash(&mut hasher);
+    Uuid::from_u64_pair(0x5eed, hasher.finish())
+}
+
 /// The guest of all runs: it boots the image and counts on its console.
 pub(crate) fn guest(env: &Env, dir: &Path) -> Guest {
     let kernel = Kernel {
@@ -42,7 +50,7 @@ pub(crate) fn guest(env: &Env, dir: &Path) -> Guest {
         ..Kernel::new(&env.kernel)
     };
     Guest {
-        uuid: Uuid::from_u128(0x5eed),
+        uuid: uuid(dir),
         memory_mib: 128,
         kernel: Some(kernel),
         serial: Serial::File(console(dir)),
