@@ -31,7 +31,6 @@ use crate::rig::{Rig, Signal, kill};
 
 tests! {
     a_plug_whose_driver_dies_at_any_command_is_finished_or_undone,
-    an_unplug_whose_driver_dies_at_any_command_is_finished_once_the_guest_lets_go,
     a_mirror_whose_driver_dies_at_any_command_ends_with_one_disk,
     a_commit_whose_driver_dies_at_any_command_ends_with_one_disk,
 }
@@ -270,39 +269,6 @@ async fn a_plug_whose_driver_dies_at_any_command_is_finished_or_undone(rig: Rig)
                 .deadline(SECOND / 10)
                 .await
                 .err();
-            web.destroy().await.expect("it ends");
-        }
-    })
-    .await;
-}
-
-async fn an_unplug_whose_driver_dies_at_any_command_is_finished_once_the_guest_lets_go(rig: Rig) {
-    let story = Story {
-        guest: machine,
-        first: plug,
-        operation: |domain, _| {
-            Box::pin(async move {
-                let unplug = domain.unplug_disk("data", Scope::LiveAndDefinition);
-                let (unplugged, reset) = tokio::join!(unplug, async {
-                    while domain
-                        .history()
-                        .iter()
-                        .all(|job| &*job.owner != "unplug-disk")
-                    {
-                        tokio::task::yield_now().await;
-                    }
-                    // A machine that is reset lets go of what it was asked for; there is no system in it that would.
-                    domain.reset().await
-                });
-                reset.and(unplugged)
-            })
-        },
-    };
-    at_every_command(rig, story, async |rig: &Rig, web: &Domain, is_gone| {
-        if !is_gone {
-            web.reset().await.expect("it answers");
-            settled(rig, web).await;
-            is_all_or_nothing(web, is_gone).await;
             web.destroy().await.expect("it ends");
         }
     })
