@@ -1,6 +1,7 @@
 //! One domain: its scheduler, its state, the guest that runs in it, and the handle that callers have.
 
 mod board;
+mod glance;
 mod leases;
 mod live;
 mod memory;
@@ -104,7 +105,7 @@ pub struct Row {
     pub name: Label,
     /// What its guest does.
     pub run: Run,
-    /// Since when.
+    /// Since when, to the microsecond.
     pub since: SystemTime,
     /// Which operation holds it: an async job if there is one, else a normal one, else the agent's.
     pub holder: Option<Holder>,
@@ -244,8 +245,7 @@ impl Domain {
     /// Its line in a list. Takes no lock of the domain: it is what was published last.
     #[must_use]
     pub fn row(&self) -> Row {
-        let observed = self.0.board.observed();
-        let (run, since) = (observed.run.clone(), observed.since);
+        let (run, since) = self.0.board.run();
         let holder = self.0.board.holder();
         Row {
             id: self.0.id,

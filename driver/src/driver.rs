@@ -225,14 +225,27 @@ impl Driver {
     /// domain's lock.
     #[must_use]
     pub fn list(&self) -> Vec<Row> {
-        self.domains().iter().map(Domain::row).collect()
+        let mut rows = Vec::with_capacity(self.context().registry.len());
+        self.for_each(|domain| rows.push(domain.row()));
+        rows
     }
 
     /// The lines of those that are wanted, as [`list`](Self::list).
     #[must_use]
     pub fn list_of(&self, wanted: &Select) -> Vec<Row> {
-        let rows = self.domains().into_iter().map(|domain| domain.row());
-        rows.filter(|row| wanted.fits(row)).collect()
+        let mut rows = Vec::new();
+        self.for_each(|domain| {
+            let row = domain.row();
+            if wanted.fits(&row) {
+                rows.push(row);
+            }
+        });
+        rows
+    }
+
+    fn for_each(&self, mut look: impl FnMut(Domain)) {
+        let registry = &self.context().registry;
+        registry.for_each(|domain| look(Domain(domain)));
     }
 
     /// What all domains came to since this driver was built: jobs, commands, events. Waits for nobody; read it as often as
@@ -240,11 +253,8 @@ impl Driver {
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         let mut metrics = self.context().meter.read();
-        let of_domains = self
-            .domains()
-            .into_iter()
-            .map(|domain| domain.counts().gaps);
-        metrics.counts.gaps = self.context().log.gaps() + of_domains.sum::<u64>();
+        metrics.counts.gaps = self.context().log.gaps();
+        self.for_each(|domain| metrics.counts.gaps += domain.counts().gaps);
         metrics
     }
 

@@ -11,11 +11,14 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use job_core::Holder;
 use tokio::sync::watch;
 
-use super::state::{Observation, Observed};
+use super::glance::Glance;
+use super::state::{Observation, Observed, Run};
 
 /// The published picture of one domain.
 pub(crate) struct Board {
     observed: ArcSwap<Observed>,
+    /// A part of that, for lists.
+    glance: Glance,
     /// Its lock is the writers' turn; readers of the state never take it. Tells those who wait of each change.
     revision: watch::Sender<u64>,
     holder: ArcSwapOption<Seen>,
@@ -31,8 +34,10 @@ struct Seen {
 
 impl Board {
     pub(crate) fn new(now: SystemTime) -> Self {
+        let observed = Observed::new(now);
         Self {
-            observed: ArcSwap::from_pointee(Observed::new(now)),
+            glance: Glance::new(&observed.run, observed.since),
+            observed: ArcSwap::from_pointee(observed),
             revision: watch::Sender::new(0),
             holder: ArcSwapOption::empty(),
             turn: Mutex::new(()),
@@ -44,6 +49,14 @@ impl Board {
         self.observed.load_full()
     }
 
+    /// What the guest does, and since when to the microsecond, by what was seen last.
+    pub(crate) fn run(&self) -> (Run, SystemTime) {
+        self.glance.read().unwrap_or_else(|| {
+            let observed = self.observed.load();
+            (observed.run.clone(), observed.since)
+        })
+    }
+
     /// Takes in what was seen, and tells those who wait.
     pub(crate) fn observe(&self, observation: Observation<'_>, now: SystemTime) {
         let mut before = None;
@@ -51,6 +64,7 @@ impl Board {
             let mut next = Observed::clone(&self.observed.load());
             next.apply(observation, now);
             *revision += 1;
+            self.glance.publish(&next.run, next.since);
             before = Some(self.observed.swap(Arc::new(next)));
         });
         drop(before);
@@ -92,7 +106,6 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::state::Run;
     use job_core::{JobKind, Scheduler};
 
     const LAUNCHED: Observation<'static> = Observation::Launched {
