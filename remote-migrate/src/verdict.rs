@@ -224,6 +224,10 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
         (DestinationStage::Starting, CopyState::Started | CopyState::Partial) => Own,
         (DestinationStage::Starting, CopyState::Complete | CopyState::Switched) => Start,
         (DestinationStage::Starting, CopyState::Gone(Ran::Never)) => Refuse,
+        // Its host went down after the guest was taken, and whether QEMU was told to let it run first is written nowhere: a
+        // note of that would have to be made before, as this one was. It may have run, and written to its disks, so the
+        // older memory that is still whole at the source would go back in time on newer disks. With `Starting` the guest
+        // was this copy, and it is lost with it.
         (DestinationStage::Starting, CopyState::Gone(Ran::Maybe)) => Lose,
         (DestinationStage::Starting, CopyState::Incoming) => Wait,
 

@@ -394,3 +394,25 @@ fn discarding_a_complete_copy_upon_silence_is_found() {
 fn forgetting_before_the_peer_has_confirmed_is_found() {
     is_found(Break::ForgetUnconfirmed, CRASHES);
 }
+
+#[test]
+fn giving_back_a_guest_that_may_have_run_before_its_host_went_down_is_found() {
+    is_found(
+        Break::TakenButNeverRan,
+        Faults {
+            kills: 1,
+            ..CRASHES
+        },
+    );
+}
+
+#[test]
+fn losing_a_guest_whose_copy_was_killed_before_it_was_taken_is_found() {
+    is_found(
+        Break::LoseWhatWasNotTaken,
+        Faults {
+            kills: 1,
+            ..CRASHES
+        },
+    );
+}

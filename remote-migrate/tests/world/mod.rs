@@ -62,6 +62,8 @@ pub(crate) enum Break {
     ForgetUnconfirmed,
     CancelReachesPostCopy,
     TrustOwnQemuInPostCopy,
+    TakenButNeverRan,
+    LoseWhatWasNotTaken,
 }
 
 /// One thing that can happen next.
@@ -105,8 +107,18 @@ struct Truth {
     taken: bool,
     /// The source has named itself the owner for good once.
     kept: bool,
-    /// A guest was killed.
-    killed: bool,
+    /// The guest was killed at the source.
+    killed_here: bool,
+    /// The destination's copy was killed.
+    killed_there: bool,
+}
+
+impl Truth {
+    /// Whether the only complete copy that anybody may let run was killed. Of the destination's that can be said only once
+    /// its journal has called the guest its own: until then the source's copy is the guest, and must not be lost.
+    fn is_lost(&self) -> bool {
+        self.killed_here || self.killed_there && self.taken
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -181,7 +193,7 @@ impl World {
         let clean =
             matches!(self.copy, Copied::Nothing | Copied::Dead) && self.guest != Life::Stopped;
         let owners = usize::from(self.guest == Life::Running) + usize::from(self.settled_there);
-        forgotten && clean && (owners == 1 || owners == 0 && self.truth.killed)
+        forgotten && clean && (owners == 1 || owners == 0 && self.truth.is_lost())
     }
 
     pub(crate) fn steps(&self, mutation: Break) -> Vec<Step> {
@@ -313,8 +325,8 @@ impl Steps<'_> {
                 let truth = &world.truth;
                 let right = match end.owner {
                     Owner::Source => !truth.ran_there,
-                    Owner::Destination => truth.taken || truth.killed,
-                    Owner::Nobody => truth.killed,
+                    Owner::Destination => truth.taken || truth.killed_here,
+                    Owner::Nobody => truth.is_lost(),
                     Owner::InDoubt => !end.settled,
                 };
                 let expected = right && end.why == EndWhy::Protocol;
@@ -555,7 +567,9 @@ impl Steps<'_> {
                     Copied::Partial => CopyState::Partial,
                 };
                 self.destination_does("destination looks", move |_| (DIn::Local(seen), None));
-                if seen == CopyState::Gone(Ran::Maybe) && !self.from.truth.ran_there {
+                if seen == CopyState::Gone(Ran::Maybe)
+                    && (!self.from.truth.ran_there || self.mutation == Break::TakenButNeverRan)
+                {
                     self.destination_does(
                         "destination looks, and can prove that nothing ran",
                         |_| (DIn::Local(CopyState::Gone(Ran::Never)), None),
@@ -718,6 +732,12 @@ impl Steps<'_> {
             {
                 status.copy = Some(CopyState::Started);
             }
+            if self.mutation == Break::LoseWhatWasNotTaken
+                && matches!(reply, Reply::Refused(_))
+                && self.from.copy == Copied::Dead
+            {
+                reply = Reply::Lost;
+            }
             self.source_does("an answer arrives", |_| (SIn::Answered(reply), None));
         }
         if self.from.destination.action() != DestinationAction::Wait {
@@ -780,7 +800,7 @@ impl Steps<'_> {
                 "the source's guest is killed",
                 |world| {
                     world.guest = Life::Dead;
-                    world.truth.killed = true;
+                    world.truth.killed_here = true;
                     None
                 },
             );
@@ -798,7 +818,7 @@ impl Steps<'_> {
                 "the destination's copy is killed",
                 |world| {
                     world.copy = Copied::Dead;
-                    world.truth.killed = true;
+                    world.truth.killed_there = true;
                     None
                 },
             );

@@ -147,6 +147,12 @@ impl Bed {
         Ok(true)
     }
 
+    /// The stage that the journal of that side stands at, if it has a record.
+    pub(crate) fn stage(&self, side: Side) -> Option<String> {
+        let journal = self.hosts[side as usize].journal();
+        gate::stage(&fs::read(journal.first()?).ok()?)
+    }
+
     fn has_stopped(&self) -> bool {
         let source = self.qemu(Side::Source);
         source.is_some_and(|life| !life.spans.is_empty() && !life.is_running())
@@ -155,9 +161,7 @@ impl Bed {
     /// Whether the fault that has just come came where it was meant to: a daemon that was held at its point was there, and
     /// what moves by itself is seen by the journal of the source and the word of the QEMUs.
     pub(crate) fn is_at(&mut self, point: Point) -> bool {
-        let journal = self.host(Side::Source).journal();
-        let stage = |path: &PathBuf| gate::stage(&fs::read(path).ok()?);
-        let stage = journal.first().and_then(stage);
+        let stage = self.stage(Side::Source);
         let is_performing = stage.as_deref() == Some("perform");
         match point {
             Point::Held(..) => true,

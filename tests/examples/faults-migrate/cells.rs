@@ -68,13 +68,8 @@ pub(crate) const FAULTS: [Fault; 15] = [
     Fault::Reboot(Destination),
 ];
 
-/// Those of the short form: one of each family that the others resemble.
-const SHORT: [Fault; 4] = [
-    Fault::KillDaemon(Source),
-    Fault::KillDaemon(Destination),
-    Fault::KillQemu(Source),
-    Fault::CutAndMend,
-];
+/// One in so many cells is one of the short form.
+const THIN: usize = 3;
 
 /// Where the fault comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,16 +174,20 @@ impl Cell {
     }
 }
 
-/// All cells that there are, or the few of the short form.
+/// All cells that there are, or every third on the diagonals, for the short form: every fault in two or three phases, early
+/// and late, and every phase with a third of the faults, so that each family comes to each phase from one side or the other.
 pub(crate) fn cells(is_short: bool) -> Vec<Cell> {
-    let faults: &[Fault] = if is_short { &SHORT } else { &FAULTS };
-    let all = faults.iter().flat_map(|fault| {
-        PHASES.map(|phase| Cell {
-            phase,
-            fault: *fault,
-        })
-    });
-    all.filter(|cell| !cell.points().is_empty()).collect()
+    let mut cells = Vec::new();
+    for (row, fault) in FAULTS.into_iter().enumerate() {
+        for (column, phase) in PHASES.into_iter().enumerate() {
+            let cell = Cell { phase, fault };
+            let is_on_diagonal = (row + column) % THIN == 0;
+            if (is_on_diagonal || !is_short) && !cell.points().is_empty() {
+                cells.push(cell);
+            }
+        }
+    }
+    cells
 }
 
 impl fmt::Display for Cell {
@@ -226,6 +225,24 @@ impl fmt::Display for Point {
             Self::Moving => f.write_str("memory moves"),
             Self::Stopping => f.write_str("the guest has stopped"),
             Self::Following => f.write_str("the rest follows"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form_has_every_fault_in_two_phases_and_every_phase_with_three_faults() {
+        let short = cells(true);
+        for fault in FAULTS {
+            let phases = short.iter().filter(|cell| cell.fault == fault).count();
+            assert!(phases >= 2, "{fault}: {phases}");
+        }
+        for phase in PHASES {
+            let faults = short.iter().filter(|cell| cell.phase == phase).count();
+            assert!(faults >= 3, "{phase:?}: {faults}");
         }
     }
 }

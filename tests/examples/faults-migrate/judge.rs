@@ -27,6 +27,9 @@ pub(crate) enum End {
     OneRuns,
     /// The only complete copy was killed, and that is named.
     LossNamed,
+    /// The destination's host went down when its journal called the guest its own, and no QEMU had said yet that it ran:
+    /// nobody can know whether it did, and the loss is named.
+    TakenLossNamed,
     /// Nobody ran, both sides named the migration, and then exactly one ran.
     DoubtEnded,
 }
@@ -96,7 +99,11 @@ impl Bed {
             }
             None => {
                 self.loss_is_named()?;
-                Ok(End::LossNamed)
+                Ok(if struck.was_taken && !self.has_run_there() {
+                    End::TakenLossNamed
+                } else {
+                    End::LossNamed
+                })
             }
         }
     }
@@ -111,9 +118,11 @@ impl Bed {
             "{running} of {there} QEMUs run; {}; {}",
             told.0[0], told.0[1]
         );
+        // A copy that runs although the guest was another one, which is dead, has gone back in time.
+        let is_due = self.is_loss_due(struck);
         let is_right = match there {
-            0 => self.is_loss_due(struck),
-            count => count == 1 && running == 1,
+            0 => is_due,
+            count => count == 1 && running == 1 && !is_due,
         };
         Ok(told.is_settled() && is_right)
     }
@@ -127,17 +136,28 @@ impl Bed {
         }
     }
 
-    /// Whether the fault killed the only complete copy. Once the guest has run at the destination, no other is the guest;
-    /// before that, the source's is, unless the destination had all of it.
+    /// Whether the fault killed the only complete copy that is the guest. That is the destination's once it has run, by its
+    /// QEMU's own word, or once its host has gone down with a journal that calls the guest its own: what ran there, and wrote
+    /// to the disks, cannot be known then, so what is whole at the source may be of yesterday. Before, it is the source's,
+    /// unless the destination had all of it.
     fn is_loss_due(&self, struck: Struck) -> bool {
-        let network = self.lab.inode(Side::Destination as usize);
-        let lives = self.witness.lives();
-        let there = lives.iter().filter(|life| life.network == network);
         match struck.killed {
             None => false,
-            Some(Side::Source) => there.into_iter().all(|life| !life.is_loaded),
-            Some(Side::Destination) => there.into_iter().any(|life| !life.spans.is_empty()),
+            Some(Side::Source) => self.arrived().iter().all(|life| !life.is_loaded),
+            Some(Side::Destination) => struck.was_taken || self.has_run_there(),
         }
+    }
+
+    /// Whether the guest ran at the destination, by the word of a QEMU there.
+    fn has_run_there(&self) -> bool {
+        self.arrived().iter().any(|life| !life.spans.is_empty())
+    }
+
+    /// The QEMUs that there are, or were, at the destination.
+    fn arrived(&self) -> Vec<Life> {
+        let network = self.lab.inode(Side::Destination as usize);
+        let lives = self.witness.lives().into_iter();
+        lives.filter(|life| life.network == network).collect()
     }
 
     /// Whether the source's copy was killed after its last byte was sent and before it was offered. The other one is whole,

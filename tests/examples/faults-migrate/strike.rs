@@ -17,6 +17,9 @@ pub(crate) struct Struck {
     pub(crate) is_hit: bool,
     /// Whose QEMU it killed, if it did.
     pub(crate) killed: Option<Side>,
+    /// Whether the journal of a destination whose host went down called the guest its own by then. Whether it was let run
+    /// is written nowhere else, so that one copy was the guest from there on.
+    pub(crate) was_taken: bool,
     /// Which side was asked to turn back.
     pub(crate) cancelled: Option<Side>,
 }
@@ -95,6 +98,9 @@ impl Bed {
             Fault::Reboot(side) => {
                 self.host(side).kill();
                 struck = self.kill_qemu(point, side)?;
+                let stage = self.stage(side);
+                struck.was_taken = side == Side::Destination
+                    && matches!(stage.as_deref(), Some("starting" | "owned"));
                 self.go_on(point)?;
                 self.host(side).lose_power()?;
                 sleep(while_it_lasts);

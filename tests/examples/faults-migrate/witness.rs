@@ -10,10 +10,17 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
+
+use crate::bed::LOOK;
+
+/// What questions are known by.
+const QUESTION: &str = "question";
+/// How long an answer is waited for.
+const ANSWERS: Duration = Duration::from_secs(2);
 
 /// One QEMU of the guest, from its start to its end.
 #[derive(Clone, Debug)]
@@ -28,9 +35,19 @@ pub(crate) struct Life {
     pub(crate) is_loaded: bool,
     /// Whether memory has begun to leave it.
     pub(crate) is_moving: bool,
+    /// Where it can be asked.
+    line: Option<Arc<UnixStream>>,
+    /// What it was asked, and what it has answered to that.
+    asked: usize,
+    answers: Vec<String>,
 }
 
 impl Life {
+    /// Whether no question to it is open.
+    pub(crate) fn has_answered_last(&self) -> bool {
+        self.answers.len() >= self.asked
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         !self.is_over && self.spans.last().is_some_and(|span| span.1.is_none())
     }
@@ -63,6 +80,39 @@ impl Witness {
         self.with(|lives| lives.retain(|life| !life.is_over));
     }
 
+    /// Asks it, command by command, each with the words of a person's monitor where it takes those. Yields the answers that
+    /// come soon.
+    pub(crate) fn ask(&self, pid: u32, questions: &[(&str, Option<&str>)]) -> Vec<String> {
+        let life = |witness: &Self| witness.lives().into_iter().rfind(|life| life.pid == pid);
+        let Some((line, before)) = life(self).and_then(|life| Some((life.line?, life.asked)))
+        else {
+            return Vec::new();
+        };
+        self.change(pid, |life| life.asked += questions.len());
+        for (command, words) in questions {
+            let mut question = json!({"execute": command, "id": QUESTION});
+            if let Some(words) = words {
+                question["arguments"] = json!({"command-line": words});
+            }
+            // One that has died since answers nothing, which is told.
+            let _died = writeln!(&*line, "{question}");
+        }
+        let began = Instant::now();
+        loop {
+            let answers = life(self).map_or_else(Vec::new, |life| life.answers);
+            let answers: Vec<_> = answers.into_iter().skip(before).collect();
+            if answers.len() >= questions.len() {
+                return answers;
+            }
+            if began.elapsed() > ANSWERS {
+                let open = questions[answers.len()];
+                let silent = format!("no answer in {ANSWERS:?} to {open:?}");
+                return answers.into_iter().chain([silent]).collect();
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn with<R>(&self, change: impl FnOnce(&mut Vec<Life>) -> R) -> R {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -81,6 +131,9 @@ impl Witness {
                 is_over: false,
                 is_loaded: false,
                 is_moving: false,
+                line: stream.try_clone().ok().map(Arc::new),
+                asked: 0,
+                answers: Vec::new(),
             });
         });
         // It may die at any time, which is what is told at the end.
@@ -115,6 +168,14 @@ impl Witness {
                 "STOP" => life.stop(at),
                 "MIGRATION" if said["data"]["status"] == "completed" => life.is_loaded = true,
                 "MIGRATION" if said["data"]["status"] == "active" => life.is_moving = true,
+                _ if said["id"] == QUESTION => {
+                    let answer = said.get("return").or_else(|| said.get("error"));
+                    let answer = answer.map(|answer| match answer.as_str() {
+                        Some(text) => text.replace("\r\n", "\n    "),
+                        None => answer.to_string(),
+                    });
+                    life.answers.push(answer.unwrap_or_default());
+                }
                 _ if said["id"] == "query-status" => {
                     let status = &said["return"];
                     life.is_loaded |= status["status"] != "inmigrate";
@@ -189,6 +250,9 @@ mod tests {
             is_over: false,
             is_loaded: true,
             is_moving: false,
+            line: None,
+            asked: 0,
+            answers: Vec::new(),
         }
     }
 
