@@ -26,9 +26,32 @@ pub(crate) enum Doing {
     Backup,
     /// A copy of what changed since the one before.
     BackupSince,
+    /// Another disk.
+    Plug,
+    PlugCard,
+    Unplug,
+    UnplugCard,
+    /// The disk moves to another file.
+    Mirror,
+    /// An overlay goes back into what is behind it.
+    Commit,
+    /// What is behind an overlay goes into it.
+    Stream,
 }
 
 impl Doing {
+    /// Whether it is about disks and cards that come and go, and what else the guest has does not change.
+    pub(crate) fn is_of_parts(self) -> bool {
+        matches!(
+            self,
+            Self::Plug | Self::PlugCard | Self::Unplug | Self::UnplugCard
+        )
+    }
+
+    pub(crate) fn is_block_job(self) -> bool {
+        matches!(self, Self::Mirror | Self::Commit | Self::Stream)
+    }
+
     /// Whether the guest must have an agent that answers and write to its disk.
     pub(crate) fn wants_writer(self) -> bool {
         !matches!(
@@ -65,6 +88,13 @@ pub(crate) enum Row {
     InsideDone,
     BackupBegun,
     BackupWhole,
+    /// A part is on its way in, or out; such a row has no job.
+    ComesIn,
+    GoesOut,
+    /// A block job is begun, or about to be.
+    BlockJob,
+    /// The disk moves to another file while the guest stands still.
+    Pivot,
 }
 
 /// One cell: an operation, the phases in which the kill may land, and whether QEMU is killed, too.
@@ -112,8 +142,11 @@ const RUNNING: &[&str] = &["running"];
 const OFF: &[&str] = &["off"];
 const ANY: &[&str] = &["any"];
 
-/// All cells. The kill of a guest's QEMU comes while no daemon is there.
-pub(crate) const CELLS: [[Cell; 2]; 24] = [
+/// All cells. Three rows of the table have none, since no kill of a daemon leads there: a revert inside an image that QEMU
+/// failed half way, a restore whose file somebody took away, and a backup that QEMU failed.
+///
+/// The kill of a guest's QEMU comes while no daemon is there.
+pub(crate) const CELLS: [[Cell; 2]; 33] = [
     cell(
         Doing::Nothing,
         ANY,
@@ -307,6 +340,78 @@ pub(crate) const CELLS: [[Cell; 2]; 24] = [
         Row::BackupBegun,
         // What changed is little, and may be copied whole when the next driver looks.
         [&["GoesOn", "Finished"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Plug,
+        ANY,
+        10_000,
+        Row::ComesIn,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::PlugCard,
+        ANY,
+        10_000,
+        Row::ComesIn,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Unplug,
+        ANY,
+        100_000,
+        Row::GoesOut,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::UnplugCard,
+        ANY,
+        100_000,
+        Row::GoesOut,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Mirror,
+        ANY,
+        300_000,
+        Row::BlockJob,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Mirror,
+        &["ready"],
+        30_000,
+        Row::Pivot,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Commit,
+        ANY,
+        40_000,
+        Row::BlockJob,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Commit,
+        &["ready"],
+        30_000,
+        Row::Pivot,
+        [&["Kept"], &["Ended"]],
+        RUNNING,
+    ),
+    cell(
+        Doing::Stream,
+        ANY,
+        100_000,
+        Row::BlockJob,
+        [&["Kept"], &["Ended"]],
         RUNNING,
     ),
 ];

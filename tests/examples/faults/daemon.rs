@@ -14,6 +14,7 @@ use driver::{
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::time::Instant as Clock;
 
+use crate::parts;
 use crate::rig::{Env, WRITER};
 
 /// Longer than a run: what is thawed earlier was thawed by somebody.
@@ -21,7 +22,7 @@ const HOLD: Duration = Duration::from_secs(600);
 /// The bitmap of backups that follow one another.
 const CHAIN: &str = "chain";
 
-/// When it is to die: once that phase is told, and so long after it; at once without a phase.
+/// When it is to die: once that [`moment`] is told, and so long after it; at once without a phase.
 struct Death {
     phase: String,
     after: Duration,
@@ -87,8 +88,7 @@ async fn obey(driver: &Driver, env: &Env, dir: &Path, line: &str) -> Result<Stri
             tokio::spawn(async move {
                 loop {
                     if let Notice::News { news, .. } = news.next().await
-                        && let What::Phase { phase, .. } = &news.what
-                        && **phase == *death.phase
+                        && moment(&news.what) == Some(&*death.phase)
                     {
                         die(&death);
                     }
@@ -188,9 +188,18 @@ async fn obey(driver: &Driver, env: &Env, dir: &Path, line: &str) -> Result<Stri
             let run = web.observed().run.name().to_owned();
             return Ok(if held { format!("{run} held") } else { run });
         }
-        other => return Err(format!("no such operation: {other}")),
+        _ => return parts::obey(&web(driver)?, &words).await,
     }
     Ok(words[0].to_owned())
+}
+
+/// The name of what is told: a phase of an operation, or that a block job has copied all and the disk is about to move.
+fn moment(what: &What) -> Option<&str> {
+    match what {
+        What::Phase { phase, .. } => Some(phase),
+        What::BlockJobReady { .. } => Some("ready"),
+        _ => None,
+    }
 }
 
 fn web(driver: &Driver) -> Result<Domain, String> {

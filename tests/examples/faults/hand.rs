@@ -3,9 +3,7 @@
 //! Looks from outside only: at processes, files and the guest's own console.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,6 +12,7 @@ use rustix::process::Signal;
 use uuid::Uuid;
 
 use crate::cells::{Cell, Doing, Row};
+use crate::leash::{Daemon, processes};
 use crate::rig::{Console, Env, kill};
 use crate::{console, guest, images};
 
@@ -34,74 +33,6 @@ pub(crate) struct Hand {
     pub(crate) layers: Vec<PathBuf>,
     /// What the last driver that came back said.
     told: Vec<String>,
-}
-
-struct Daemon {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Daemon {
-    fn start(dir: &Path) -> Result<(Self, Vec<String>), String> {
-        let program = std::env::current_exe().map_err(|error| error.to_string())?;
-        let mut child = Command::new(program)
-            .arg("--be-daemon")
-            .arg(dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| format!("cannot start the daemon: {error}"))?;
-        let input = child.stdin.take().ok_or("its input is piped")?;
-        let output = BufReader::new(child.stdout.take().ok_or("its output is piped")?);
-        let mut daemon = Self {
-            child,
-            input,
-            output,
-        };
-        let mut told = Vec::new();
-        loop {
-            let line = daemon
-                .line()?
-                .ok_or("the daemon ended before it was ready")?;
-            if line == "ready" {
-                return Ok((daemon, told));
-            }
-            told.push(line);
-        }
-    }
-
-    /// The next line, or none if it has ended.
-    fn line(&mut self) -> Result<Option<String>, String> {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line);
-        let read = read.map_err(|error| error.to_string())?;
-        Ok((read > 0).then(|| line.trim_end().to_owned()))
-    }
-
-    /// Sends a command. Yields its answer, or none if the daemon died of it.
-    fn ask(&mut self, command: &str) -> Result<Option<String>, String> {
-        writeln!(self.input, "{command}").map_err(|error| error.to_string())?;
-        self.line()
-    }
-
-    fn must(&mut self, command: &str) -> Result<String, String> {
-        match self.ask(command)? {
-            Some(line) => match line.strip_prefix("ok ") {
-                Some(answer) => Ok(answer.to_owned()),
-                None => Err(format!("{command}: {line}")),
-            },
-            None => Err(format!("{command}: the daemon ended")),
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended already; it is reaped either way.
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
 }
 
 impl Hand {
@@ -127,7 +58,7 @@ impl Hand {
         line.rsplit(' ').next().unwrap_or(line)
     }
 
-    fn daemon(&mut self) -> Result<&mut Daemon, String> {
+    pub(crate) fn daemon(&mut self) -> Result<&mut Daemon, String> {
         self.daemon
             .as_mut()
             .ok_or_else(|| "no daemon runs".to_owned())
@@ -185,6 +116,13 @@ impl Hand {
             Doing::InsideDelete => format!("inside-delete t{}", self.saves),
             Doing::Backup => format!("backup {}", file.display()),
             Doing::BackupSince => format!("backup-since {}", file.display()),
+            Doing::Plug => format!("plug {}", file.display()),
+            Doing::PlugCard => "plug-card".to_owned(),
+            Doing::Unplug => "unplug".to_owned(),
+            Doing::UnplugCard => "unplug-card".to_owned(),
+            Doing::Mirror => format!("mirror {}", file.display()),
+            Doing::Commit => "commit".to_owned(),
+            Doing::Stream => "stream".to_owned(),
         };
         let command = format!("die {phase} {after} {operation}");
         let mut answer = self.daemon()?.ask(&command)?;
@@ -268,6 +206,26 @@ impl Hand {
                 self.check(&first)?;
                 fs::remove_file(first).map_err(|error| error.to_string())?;
             }
+            Doing::Plug => self.make_data(&file)?,
+            Doing::Unplug => {
+                self.make_data(&file)?;
+                self.daemon()?.must(&format!("plug {}", file.display()))?;
+                self.daemon()?.must("sees /sys/block/vdb")?;
+            }
+            Doing::UnplugCard => {
+                self.daemon()?.must("plug-card")?;
+                self.daemon()?.must("sees /sys/class/net/eth0")?;
+            }
+            Doing::Commit | Doing::Stream => {
+                let overlay = file.with_extension("overlay");
+                self.daemon()?
+                    .must(&format!("overlay {}", overlay.display()))?;
+                self.layers.push(overlay);
+                let before = self.console().written();
+                self.until("the guest writes into it", |hand| {
+                    hand.console().written() > before
+                })?;
+            }
             _ => {}
         }
         Ok(file)
@@ -297,6 +255,14 @@ impl Hand {
             Row::RestoreUsed
         } else if work("restore") {
             Row::RestoreUnused
+        } else if record.contains("\"pivoting\"") {
+            Row::Pivot
+        } else if record.contains("\"block_jobs\"") {
+            Row::BlockJob
+        } else if record.contains("\"way\": \"in\"") {
+            Row::ComesIn
+        } else if record.contains("\"way\": \"out\"") {
+            Row::GoesOut
         } else if record.contains("\"freezes\"") {
             Row::Frozen
         } else {
@@ -323,6 +289,7 @@ impl Hand {
                 sleep(LOOK);
             }
         }
+        self.settle(cell.doing)?;
         let status = self.daemon()?.must("status")?;
         let guests = self.guests();
         let is_off = status == "off" || status == "unknown";
@@ -433,7 +400,7 @@ impl Hand {
             .collect()
     }
 
-    fn record(&self) -> PathBuf {
+    pub(crate) fn record(&self) -> PathBuf {
         self.dir
             .join("run/records")
             .join(format!("{}.json", self.uuid))
@@ -449,7 +416,7 @@ impl Hand {
         })
     }
 
-    fn until(&self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), String> {
+    pub(crate) fn until(&self, what: &str, done: impl Fn(&Self) -> bool) -> Result<(), String> {
         let began = Instant::now();
         while !done(self) {
             if began.elapsed() > LONG {
@@ -506,21 +473,4 @@ impl Drop for Hand {
             kill(pid, Signal::KILL);
         }
     }
-}
-
-/// All processes of this machine with their command lines. One that has ended, and waits to be reaped, has none.
-fn processes() -> Vec<(u32, Vec<String>)> {
-    let entries = fs::read_dir("/proc").expect("there is a list of processes");
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words = line
-            .split(|byte| *byte == 0)
-            .filter(|word| !word.is_empty());
-        let words = words
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
-        Some((pid, words))
-    })
-    .collect()
 }

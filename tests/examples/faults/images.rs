@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::cells::{Doing, Row};
 use crate::hand::Hand;
+use crate::parts::{DATA, Facts, LAN};
 use crate::rig::ext4;
 
 /// What `qemu-img check` ends with if an image is sound and holds clusters that nothing uses: a QEMU that was killed leaves
@@ -98,8 +99,16 @@ impl Hand {
         }
         // One that was to be kept is told of by nobody any more.
         let _none = fs::remove_file(memory);
+        if doing.is_of_parts() {
+            self.judge_parts(is_off)?;
+        }
+        if doing.is_block_job() {
+            self.judge_the_disk(doing, file, is_off)?;
+        }
         match doing {
             _ if !file.exists() => {}
+            // It is the disk.
+            Doing::Mirror => self.layers.push(file.to_owned()),
             Doing::Snapshot | Doing::SnapshotMemory => self.layers.push(file.to_owned()),
             Doing::Dump => {
                 let head = fs::read(file).map_err(|error| error.to_string())?;
@@ -115,6 +124,67 @@ impl Hand {
             _ => fs::remove_file(file).map_err(|error| error.to_string())?,
         }
         if is_off { self.check_disk() } else { Ok(()) }
+    }
+
+    /// An image of raw bytes, for a disk that comes and goes.
+    pub(crate) fn make_data(&self, file: &Path) -> Result<(), String> {
+        let made = fs::File::create_new(file).and_then(|file| file.set_len(1 << 20));
+        made.map_err(|error| error.to_string())
+    }
+
+    /// Waits until nothing that was begun with the guest's parts and disks is left to do.
+    pub(crate) fn settle(&self, doing: Doing) -> Result<(), String> {
+        if !doing.is_of_parts() && !doing.is_block_job() {
+            return Ok(());
+        }
+        self.until("its parts and disks are settled", |hand| {
+            let record = fs::read_to_string(hand.record()).unwrap_or_default();
+            !record.contains("\"moving\"") && !record.contains("\"block_jobs\"")
+        })
+    }
+
+    fn facts(&mut self) -> Result<Facts, String> {
+        let facts = self.daemon()?.must("facts")?;
+        serde_json::from_str(&facts).map_err(|error| error.to_string())
+    }
+
+    /// The disk and the card are in the description and in QEMU, or in neither; and the guest lets go of what is there.
+    fn judge_parts(&mut self, is_off: bool) -> Result<(), String> {
+        if is_off {
+            return Ok(());
+        }
+        for (name, unplug) in [(DATA, "unplug"), (LAN, "unplug-card")] {
+            let facts = self.facts()?;
+            let is_named = facts.parts.iter().any(|part| part == name);
+            // A device, and what lies behind it: a node, or a backend.
+            let wanted = if is_named { 2 } else { 0 };
+            let of_it = facts.there.iter().filter(|found| found.starts_with(name));
+            if of_it.count() != wanted {
+                return Err(format!("{name} is there in part: {facts:?}"));
+            }
+            if is_named {
+                self.daemon()?.must(unplug)?;
+                let facts = self.facts()?;
+                let is_left = |found: &String| found.starts_with(name);
+                if facts.parts.iter().chain(&facts.there).any(is_left) {
+                    return Err(format!("{name} left something behind: {facts:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Both descriptions name one file, which is there; a copy that is not the disk is gone, and no job is left.
+    fn judge_the_disk(&mut self, doing: Doing, file: &Path, is_off: bool) -> Result<(), String> {
+        let facts = self.facts()?;
+        let is_one = is_off || facts.live == facts.defined;
+        let is_there = facts.defined.as_ref().is_some_and(|disk| disk.exists());
+        let is_copy_right = file.exists() == (facts.defined.as_deref() == Some(file));
+        if is_one && is_there && facts.jobs == 0 && (doing != Doing::Mirror || is_copy_right) {
+            return Ok(());
+        }
+        let copy = file.exists();
+        Err(format!("its disk is not one file, copy {copy}: {facts:?}"))
     }
 
     /// The guest's disk is sound, in all of its layers.

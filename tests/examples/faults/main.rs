@@ -14,6 +14,8 @@ mod cells;
 mod daemon;
 mod hand;
 mod images;
+mod leash;
+mod parts;
 #[path = "../../suite/rig.rs"]
 mod rig;
 
