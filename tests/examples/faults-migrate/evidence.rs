@@ -12,16 +12,15 @@ use crate::bed::Bed;
 /// Between the two looks.
 const BETWEEN: Duration = Duration::from_millis(500);
 
-/// What a QEMU is asked: of its state, and where its processor stands and waits for what.
-const QUESTIONS: [(&str, Option<&str>); 7] = [
+/// What a QEMU is asked: of its state, and where its processor stands.
+const QUESTIONS: [(&str, Option<&str>); 3] = [
     ("query-status", None),
     ("query-migrate", None),
-    ("query-cpus-fast", None),
     ("human-monitor-command", Some("info registers")),
-    ("human-monitor-command", Some("info lapic")),
-    ("human-monitor-command", Some("info pic")),
-    ("human-monitor-command", Some("info chardev")),
 ];
+
+/// So many lines of the console are shown, from the first on that is no number.
+const LINES: usize = 60;
 
 impl Bed {
     /// All that can be seen, as lines.
@@ -45,9 +44,9 @@ impl Bed {
             text.push_str(&format!("  the console has {:?}\n", ticks.last()));
             sleep(BETWEEN);
         }
-        let lines = self.console().text();
-        let lines: Vec<_> = lines.lines().rev().take(12).collect();
-        for line in lines.iter().rev() {
+        let said = self.console().text();
+        let other = said.lines().filter(|line| !line.starts_with("tick "));
+        for line in other.take(LINES) {
             text.push_str(&format!("  console: {line}\n"));
         }
         for file in ["/proc/loadavg", "/proc/pressure/cpu"] {

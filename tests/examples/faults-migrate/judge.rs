@@ -17,6 +17,9 @@ use crate::witness::{Life, overlap};
 /// By then a link that is cut has been noticed by everybody: memory and requests are given up after three seconds of silence.
 const NOTICED: Duration = Duration::from_secs(7);
 
+/// By then a daemon that has settled a migration has told so.
+const SAID: Duration = Duration::from_secs(5);
+
 /// Between two questions to the daemons.
 const AGAIN: Duration = Duration::from_millis(25);
 
@@ -221,6 +224,9 @@ impl Bed {
         if let Some(line) = text.lines().find(|line| line.contains("CORRUPT")) {
             return Err(format!("its memory is not what it was: {line}"));
         }
+        if let Some(line) = text.lines().find(|line| line.contains("Kernel panic")) {
+            return Err(format!("its kernel gave up: {line}"));
+        }
         let ticks = self.console().ticks();
         match ticks.windows(2).find(|pair| pair[1] != pair[0] + 1) {
             Some(pair) => Err(format!("after {} it counted {}", pair[0], pair[1])),
@@ -231,13 +237,12 @@ impl Bed {
     /// The guest that runs counts on.
     fn counts_on(&mut self) -> Result<(), String> {
         let last = self.console().ticks().last().copied().unwrap_or(0);
-        self.until(Duration::from_secs(10), "the guest counts on", |bed| {
-            bed.console()
-                .ticks()
-                .last()
-                .is_some_and(|tick| *tick > last)
-        })?;
-        self.check_history()
+        let goes_on = |bed: &mut Self| {
+            let last_now = bed.console().ticks().last().copied();
+            last_now.is_some_and(|tick| tick > last)
+        };
+        let counted = self.until(Duration::from_secs(10), "the guest counts on", goes_on);
+        self.check_history().and(counted)
     }
 
     /// What the call that migrates said, and the answer to a cancel, are true.
@@ -277,21 +282,23 @@ impl Bed {
         Ok(())
     }
 
-    /// The guest is off on both sides, and somebody has said what became of it.
+    /// The guest is off on both sides, and somebody says what became of it: which comes a little after all is settled.
     fn loss_is_named(&mut self) -> Result<(), String> {
+        self.until(SAID, "somebody names the loss", |bed| {
+            let mut hosts = bed.hosts.iter_mut();
+            hosts.any(|host| {
+                host.told("moved")
+                    .or_else(|| host.told("recovered"))
+                    .is_some()
+            })
+        })?;
         let told = self.told()?;
         let is_off = |host: &Value| host["run"] == "off" || host["run"] == "unknown";
-        let moved = self.host(Side::Source).told("moved");
-        let mut settled = self
-            .hosts
-            .iter_mut()
-            .filter_map(|host| host.told("recovered"));
-        let is_named = moved.is_some() || settled.next().is_some();
-        if told.0.iter().all(is_off) && is_named {
+        if told.0.iter().all(is_off) {
             return Ok(());
         }
         Err(format!(
-            "nobody names the loss: {}; {}",
+            "it is lost, and called: {}; {}",
             told.0[0], told.0[1]
         ))
     }
