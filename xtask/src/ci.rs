@@ -50,6 +50,10 @@ const STEPS: &[Step] = &[
         run: || faults::run(&["daemon".into(), "--short".into()]),
     },
     Step {
+        name: "migrate",
+        run: || faults::run(&["migrate".into(), "--short".into()]),
+    },
+    Step {
         name: "test",
         run: || test::run(&[]),
     },

@@ -10,7 +10,7 @@ use crate::{figures, needs};
 const CAMPAIGNS: [(&str, &str, &[&str]); 2] = [
     // Each cell once, within two minutes on two cores.
     ("daemon", "faults", &["--runs", "48"]),
-    // A few faults in every phase, as often.
+    // A third of all cells once, every fault in two phases or three and every phase with at least three faults: as long.
     ("migrate", "faults-migrate", &["--short"]),
 ];
 

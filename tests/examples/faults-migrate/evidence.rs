@@ -19,7 +19,7 @@ const QUESTIONS: [(&str, Option<&str>); 3] = [
     ("human-monitor-command", Some("info registers")),
 ];
 
-/// So many lines of the console are shown, from the first on that is no number.
+/// So many lines of the console that are no numbers are shown: what else the guest said.
 const LINES: usize = 60;
 
 impl Bed {
