@@ -17,7 +17,7 @@ use serde_json::{Value, json, value::to_raw_value};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::harness::tests;
-use crate::plug::{ask, booted, image, left, shell, until_told};
+use crate::plug::{ask, image, left, shell, until_told};
 use crate::rig::{Rig, Signal, kill};
 
 tests! {
@@ -28,6 +28,7 @@ tests! {
     layers_are_committed_and_streamed_and_the_descriptions_follow,
     a_block_job_is_followed_to_its_end_by_the_driver_that_comes_back,
     a_block_job_that_ended_while_no_driver_was_there_is_known_to_have,
+    a_block_job_is_looked_at_however_much_else_happens,
     a_qemu_that_dies_in_a_mirror_leaves_the_disk_and_no_copy,
 }
 
@@ -484,27 +485,17 @@ async fn a_block_job_is_followed_to_its_end_by_the_driver_that_comes_back(rig: R
 }
 
 async fn a_block_job_that_ended_while_no_driver_was_there_is_known_to_have(rig: Rig) {
-    let low = qcow2(&rig, "low", None, 8 * MIB).await;
-    let top = qcow2(&rig, "top", Some(&low), 8 * MIB).await;
-    rig.driver
-        .by_name("maker")
-        .expect("known")
-        .destroy()
-        .await
-        .expect("it ends");
-    let domain = booted(
-        &rig,
-        Guest {
-            disks: vec![Disk::new("root", &top, DiskFormat::Qcow2)],
-            ..rig.guest("web")
-        },
-    )
-    .await;
-    let slow = StreamOptions {
-        bandwidth: Some(MIB),
+    let low = image(&rig, "low", 8 * MIB);
+    let domain = with_disk(&rig, Disk::new("root", low, DiskFormat::Raw)).await;
+    let overlay = vec![("root".to_owned(), rig.dir.path().join("top"))];
+    let taken = domain.snapshot(overlay, SnapshotOptions::default());
+    taken.await.expect("it has a layer more");
+    // After the first piece it stands still until it may go faster: it does not end before the driver has left.
+    let still = StreamOptions {
+        bandwidth: Some(1),
         ..StreamOptions::default()
     };
-    let job = domain.stream_disk("root", slow).await.expect("it begins");
+    let job = domain.stream_disk("root", still).await.expect("it begins");
     let id = job.id().to_owned();
     let socket = rig
         .dir
@@ -512,7 +503,11 @@ async fn a_block_job_that_ended_while_no_driver_was_there_is_known_to_have(rig: 
         .join(format!("run/{}/monitor.sock", domain.uuid()));
     drop((job, domain));
     let left_behind = rig.leave().await;
-    until_told(socket, "query-jobs", |message| {
+    let let_go = [
+        json!({"execute": "block-job-set-speed", "arguments": {"device": id, "speed": 0}}),
+        json!({"execute": "query-jobs"}),
+    ];
+    until_told(socket, &let_go, |message| {
         message["return"][0]["status"] == "concluded"
     })
     .await;
@@ -532,6 +527,37 @@ async fn a_block_job_that_ended_while_no_driver_was_there_is_known_to_have(rig: 
     assert_eq!(told, (id, BlockJobEnd::Done));
     assert_eq!(ask(&domain, "query-jobs", Value::Null).await, json!([]));
     write(&domain, 2).await;
+}
+
+async fn a_block_job_is_looked_at_however_much_else_happens(rig: Rig) {
+    let old = image(&rig, "old", 64 * MIB);
+    let domain = with_disk(&rig, Disk::new("root", &old, DiskFormat::Raw)).await;
+    let slow = MirrorOptions {
+        bandwidth: Some(MIB),
+        ..to(&rig.dir.path().join("new"), DiskFormat::Raw)
+    };
+    let job = domain.mirror_disk("root", slow).await.expect("it begins");
+    // Each is a job of the domain, and news of it, long before it is time to look.
+    let noise = async {
+        loop {
+            domain.query_status().await.expect("it answers");
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let looks = async {
+        let mut done = 0;
+        for _ in 0..3 {
+            let state = job.wait_for(|state| state.done > done, soon()).await;
+            let state = state.expect("it is seen to go on");
+            assert_eq!(state.end, None, "it has not ended");
+            done = state.done;
+        }
+    };
+    tokio::select! {
+        () = noise => unreachable!("it does not end"),
+        () = looks => {}
+    }
+    job.cancel().await.expect("it stops");
 }
 
 async fn a_qemu_that_dies_in_a_mirror_leaves_the_disk_and_no_copy(rig: Rig) {

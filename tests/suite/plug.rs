@@ -320,17 +320,24 @@ async fn a_guest_that_does_not_let_go_is_waited_for_without_a_job_and_cleaned_up
     assert_eq!(left(&domain, "data").await, Vec::<String>::new());
 }
 
-/// Talks to a QEMU that no driver has, and waits until it says that. What asks for something is asked again and again: it
-/// may be so already, and no event tells then.
-pub(crate) async fn until_told(socket: PathBuf, command: &str, is_it: impl Fn(&Value) -> bool) {
+/// Tells a QEMU that no driver has these commands, and waits until it says that. The last is asked again and again where it
+/// asks for something: that may be so already, and no event tells then.
+pub(crate) async fn until_told(
+    socket: PathBuf,
+    commands: &[Value],
+    is_it: impl Fn(&Value) -> bool,
+) {
     let stream = UnixStream::connect(socket).await.expect("QEMU listens");
     let (read, mut write) = stream.into_split();
-    let send = async |write: &mut OwnedWriteHalf, name: &str| {
-        let text = json!({"execute": name}).to_string();
+    let send = async |write: &mut OwnedWriteHalf, command: &Value| {
+        let text = command.to_string();
         write.write_all(text.as_bytes()).await.expect("it reads");
     };
-    send(&mut write, "qmp_capabilities").await;
-    send(&mut write, command).await;
+    send(&mut write, &json!({"execute": "qmp_capabilities"})).await;
+    for command in commands {
+        send(&mut write, command).await;
+    }
+    let last = commands.last().expect("there is one");
     let mut lines = BufReader::new(read).lines();
     let looking = async {
         while let Some(line) = lines.next_line().await.expect("it writes") {
@@ -340,7 +347,7 @@ pub(crate) async fn until_told(socket: PathBuf, command: &str, is_it: impl Fn(&V
             }
             if message["return"].is_array() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                send(&mut write, command).await;
+                send(&mut write, last).await;
             }
         }
         panic!("QEMU left");
@@ -368,7 +375,7 @@ async fn a_part_that_went_while_no_driver_was_there_is_cleaned_up_by_the_next(ri
     drop(domain);
     let left_behind = rig.leave().await;
     let socket = left_behind.1.path().join(socket);
-    until_told(socket, "cont", |message| {
+    until_told(socket, &[json!({"execute": "cont"})], |message| {
         message["event"] == "DEVICE_DELETED" && message["data"]["device"] == "data-device"
     })
     .await;

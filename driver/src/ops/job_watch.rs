@@ -30,6 +30,8 @@ const STOPPING: Duration = Duration::from_secs(30);
 pub(crate) struct JobWatch {
     state: JobState,
     events: Subscription,
+    /// When QEMU answered last how far it is.
+    asked_at: Instant,
 }
 
 impl JobWatch {
@@ -39,6 +41,7 @@ impl JobWatch {
         Self {
             state: JobState::new(id),
             events: domain.subscribe(),
+            asked_at: Instant::now(),
         }
     }
 
@@ -74,6 +77,8 @@ impl JobWatch {
                 }
                 Next::Ask => {
                     let jobs = op.visit().await?.execute(command::QueryJobs).await?;
+                    // Not before it answered: one that is slow is not asked without a pause.
+                    self.asked_at = Instant::now();
                     let mine = jobs.iter().find(|job| job.id == self.state.id());
                     let next = self.state.take(&Seen::Listed(mine));
                     let (done, total) = self.state.progress();
@@ -98,7 +103,8 @@ impl JobWatch {
 
     /// Waits for the next event, for a request to stop, or for the time to ask.
     async fn wait<V: Visits>(&mut self, op: &V, is_stopping: bool) -> Next {
-        let until = (Instant::now() + ASK).min(op.deadline());
+        // Counted from the last time: news of other things that come ever faster do not put it off.
+        let until = (self.asked_at + ASK).min(op.deadline());
         let token = op.token();
         let notice = tokio::select! {
             notice = timeout_at(until, self.events.next()) => notice,

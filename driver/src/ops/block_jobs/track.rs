@@ -7,7 +7,7 @@ use std::time::Duration;
 use job_core::JobKind;
 use monitor_qmp::command;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::handle::{BlockJob, BlockJobState};
@@ -126,6 +126,7 @@ async fn follow(domain: &Domain, tracked: &Tracked) -> BlockJobEnd {
     let mut job = JobState::new(tracked.noted.id.clone());
     let mut next = Next::Ask;
     let mut pause = FIRST_PAUSE;
+    let mut asked_at = Instant::now();
     loop {
         let Some(noted) = tracked.noted_now(domain).await else {
             // With the guest goes all that is written of it.
@@ -133,7 +134,17 @@ async fn follow(domain: &Domain, tracked: &Tracked) -> BlockJobEnd {
             return BlockJobEnd::Gone;
         };
         let was_ready = job.is_ready();
-        match step(domain, &mut events, &mut job, next, &noted, tracked).await {
+        let is_asking = next == Next::Ask;
+        let step = step(
+            domain,
+            &mut events,
+            asked_at,
+            &mut job,
+            next,
+            &noted,
+            tracked,
+        );
+        match step.await {
             Ok(Stepped::Next(then)) => (next, pause) = (then, FIRST_PAUSE),
             Ok(Stepped::Over(end)) => return end,
             Err(error) => {
@@ -148,6 +159,10 @@ async fn follow(domain: &Domain, tracked: &Tracked) -> BlockJobEnd {
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 next = Next::Ask;
             }
+        }
+        if is_asking {
+            // Not before it answered: one that is slow is not asked without a pause.
+            asked_at = Instant::now();
         }
         tracked.show(&job);
         if job.is_ready() && !was_ready {
@@ -167,6 +182,7 @@ enum Stepped {
 async fn step(
     domain: &Domain,
     events: &mut Subscription,
+    asked_at: Instant,
     job: &mut JobState,
     next: Next,
     noted: &Noted,
@@ -184,7 +200,8 @@ async fn step(
         Next::Wait => {
             let is_watched = tracked.state.receiver_count() > 0;
             let patience = if is_watched { ASK } else { ASK_ALONE };
-            let waiting = timeout(patience, events.next());
+            // Counted from the last time: news of other things that come ever faster do not put it off.
+            let waiting = timeout_at(asked_at + patience, events.next());
             let notice = tokio::select! {
                 notice = waiting => notice,
                 () = tracked.asked.notified() => return Ok(Stepped::Next(Next::Ask)),
