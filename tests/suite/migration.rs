@@ -42,6 +42,7 @@ tests! {
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,
     a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back,
     a_guest_moves_over_tcp_past_strangers_at_its_port,
+    a_guest_that_died_before_its_memory_moved_is_lost_and_nobody_waits_for_it,
     a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
     a_guest_that_was_turned_to_post_copy_runs_there_and_cannot_be_called_back,
     a_post_copy_whose_stream_broke_goes_on_over_another,

@@ -101,8 +101,10 @@ impl SourceHost for Leaving<'_> {
         let mut op = self.op.lock().await;
         op.set_phase("perform");
         let performed = async {
-            let rescue = op.rescue()?;
+            // First of all, also if the guest is known to be dead by now: who waits for memory over there hears only by the
+            // end of the connection that none will come, and would wait for ever.
             sending::begin(&mut op, to, &self.options).await?;
+            let rescue = op.rescue()?;
             let watch = Watch::new(self.options.policy.clone());
             sending::follow(&mut op, &rescue, meter, watch, &self.control).await
         };
