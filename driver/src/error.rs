@@ -61,6 +61,8 @@ pub enum ErrorKind {
     Agent,
     /// A transport.
     Transport,
+    /// The memory of a guest was to pass under TLS: one side did not believe the other, or the stream was cut.
+    Tls,
     /// A migration failed; the guest's owner is named.
     Migration,
     /// No final answer came: the guest is stopped here, and may run there.
@@ -149,6 +151,11 @@ pub(crate) enum Cause {
     Cancelled(String),
     TooLate(String),
     Failed(String),
+    /// The stream of memory to `peer`, as QEMU saw it end.
+    Tls {
+        peer: String,
+        reason: String,
+    },
     /// It may have been done: whether is found out, and it is finished or undone, once what failed does not any more.
     Unsettled(Box<Error>),
     Unresponsive,
@@ -224,6 +231,7 @@ impl Error {
             Cause::Cancelled(_) => ErrorKind::Cancelled,
             Cause::TooLate(_) => ErrorKind::TooLate,
             Cause::Failed(_) => ErrorKind::Refused,
+            Cause::Tls { .. } => ErrorKind::Tls,
             Cause::Unsettled(error) => error.kind(),
             Cause::Unresponsive => ErrorKind::Unresponsive,
             Cause::Monitor(error) => match error.kind() {
@@ -262,7 +270,7 @@ impl Error {
         match &self.0.cause {
             Cause::Monitor(error) => error.effect().into(),
             Cause::Agent(error) => error.effect().into(),
-            Cause::Failed(_) => Effect::Refused,
+            Cause::Failed(_) | Cause::Tls { .. } => Effect::Refused,
             Cause::Gone(_) | Cause::TimedOut { .. } | Cause::Panicked(_) | Cause::Unsettled(_) => {
                 Effect::Unknown
             }
@@ -294,7 +302,7 @@ impl Error {
             Cause::Failed(_) | Cause::Unresponsive | Cause::Monitor(_) | Cause::Exited { .. } => {
                 Blame::Qemu
             }
-            Cause::Transport(_) | Cause::Io { .. } => Blame::Host,
+            Cause::Transport(_) | Cause::Io { .. } | Cause::Tls { .. } => Blame::Host,
             Cause::Panicked(_) => Blame::Driver,
         }
     }
@@ -337,6 +345,7 @@ impl fmt::Display for Error {
             Cause::TimedOut { what, waited } => {
                 write!(f, ": waited {:.1}s for {what}", waited.as_secs_f64())?;
             }
+            Cause::Tls { peer, reason } => write!(f, ": under TLS with {peer}: {reason}")?,
             Cause::Cancelled(by) => write!(f, ": {by}, and undone")?,
             Cause::Unsettled(_) => {
                 f.write_str(": it may have been done, which is not settled yet")?;

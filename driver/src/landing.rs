@@ -12,8 +12,12 @@
 //!         QEMU   ══════ memory ══════►  QEMU
 //! ```
 //!
-//! The ticket keeps strangers out. It keeps no secret and no order on the way: who can read or change what passes between
-//! the two hosts can read or change the memory too.
+//! The ticket keeps strangers out who cannot see the network. It passes in plain: who sees it can come first, and then the
+//! guest stays where it was, as it does when that one cuts the line. Under TLS that is all: what QEMU reads comes from a
+//! holder of a certificate of the daemons' own authority, and what the other sends goes to the daemon with that name. In
+//! plaintext, who can read or change what passes between the two hosts can read or change the memory too.
+//!
+//! What a driver lets in it lets out: how it takes memory in says on which networks it sends any.
 //!
 //! Must not know what is done with the connection.
 
@@ -28,6 +32,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use remote_migrate::wire::Tls;
 use rustix::net::{AddressFamily, sockopt};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -46,37 +51,54 @@ const SHOWING: Duration = Duration::from_secs(5);
 /// After a failure to accept, as when the process is out of descriptors: it would fail again at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the memory of guests that arrive is taken in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Where the memory of guests that arrive is taken in, and so how that of guests that leave may pass.
+#[derive(Clone, Debug, Default)]
 pub struct Landing {
     place: Place,
     is_trusting: bool,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 enum Place {
     #[default]
     Unix,
     Tcp {
         address: IpAddr,
         name: Option<String>,
+        /// None is plaintext.
+        tls: Option<Tls>,
     },
 }
 
 impl Landing {
-    /// On a unix socket in the directory of the guest: for daemons of the same user of this host.
+    /// On a unix socket in the directory of the guest: for daemons of the same user of this host. Nothing is sent over a
+    /// network then.
     #[must_use]
     pub fn unix() -> Self {
         Self::default()
     }
 
-    /// On that address of this host, each guest on a port that the system chooses. The guest's memory passes in plain: the
-    /// network must be one where nobody else reads or writes.
+    /// On that address of this host, each guest on a port that the system chooses, and under TLS. Both QEMUs show the
+    /// certificates that the daemons know each other by at their doors, and none but one of the same authority is believed;
+    /// the side that sends believes only the one with the other daemon's name, the first in its certificate. Guests that
+    /// leave go over a network under TLS too, or not at all.
     #[must_use]
-    pub fn tcp(address: IpAddr) -> Self {
+    pub fn tls(address: IpAddr, tls: Tls) -> Self {
+        Self::on(address, Some(tls))
+    }
+
+    /// On that address of this host, each guest on a port that the system chooses. The memory of guests that arrive, and of
+    /// those that leave, passes in plain: the network must be one where nobody else reads or writes.
+    #[must_use]
+    pub fn plaintext(address: IpAddr) -> Self {
+        Self::on(address, None)
+    }
+
+    fn on(address: IpAddr, tls: Option<Tls>) -> Self {
         let place = Place::Tcp {
             address,
             name: None,
+            tls,
         };
         Self {
             place,
@@ -89,17 +111,19 @@ impl Landing {
     #[must_use]
     pub fn known_as(self, host: impl Into<String>) -> Self {
         let place = match self.place {
-            Place::Tcp { address, .. } => Place::Tcp {
+            Place::Tcp { address, tls, .. } => Place::Tcp {
                 address,
                 name: Some(host.into()),
+                tls,
             },
             Place::Unix => Place::Unix,
         };
         Self { place, ..self }
     }
 
-    /// Lets QEMU listen there itself, where a guest is to come over several connections: whoever connects first is taken for
-    /// the one who brings the memory then, so nobody else may reach that address.
+    /// Lets QEMU listen there itself, in plaintext, where a guest is to come over several connections: whoever connects
+    /// first is taken for the one who brings the memory then, so nobody else may reach that address. Under TLS it needs no
+    /// such trust.
     #[must_use]
     pub fn trusting(self) -> Self {
         Self {
@@ -114,7 +138,7 @@ impl Landing {
         directory: &Path,
         silence: Duration,
     ) -> Result<(OwnedFd, String), Cause> {
-        if !self.is_trusting && self.place != Place::Unix {
+        if !self.is_trusting && matches!(self.place, Place::Tcp { tls: None, .. }) {
             let text = "guests are not taken in over several connections here";
             return Err(Cause::State(text.into()));
         }
@@ -137,10 +161,43 @@ impl Landing {
             Place::Tcp {
                 address,
                 name: None,
+                ..
             } if address.is_unspecified() => Err(Cause::BadRequest(format!(
                 "guests are taken in on {address}, and no other host could be told where that is"
             ))),
+            Place::Tcp { tls: Some(tls), .. } if tls.names().is_empty() => Err(Cause::BadRequest(
+                "the certificate for the memory of guests has no DNS name that others could ask for"
+                    .into(),
+            )),
             _ => Ok(()),
+        }
+    }
+
+    /// What is shown to those who bring memory, and the name by which they know it.
+    pub(crate) fn shown(&self) -> Option<(&Tls, &str)> {
+        match &self.place {
+            Place::Tcp { tls: Some(tls), .. } => Some((tls, tls.names().first()?)),
+            _ => None,
+        }
+    }
+
+    /// How memory may go from here to `connect`, where a daemon that is called `name` takes it in under TLS, or in plaintext
+    /// if it is called nothing: with what is shown there, or in plaintext.
+    pub(crate) fn towards(&self, connect: &str, name: Option<&str>) -> Result<Option<&Tls>, Cause> {
+        let refused = |why: &str| Err(Cause::State(format!("send memory to {connect}: {why}")));
+        match (&self.place, name) {
+            _ if connect.starts_with("unix:") && name.is_none() => Ok(None),
+            (Place::Tcp { tls: Some(tls), .. }, Some(_)) => Ok(Some(tls)),
+            (Place::Tcp { tls: None, .. }, None) => Ok(None),
+            (Place::Tcp { tls: Some(_), .. }, None) => {
+                refused("it is taken in in plaintext there, and sent under TLS alone from here")
+            }
+            (_, Some(name)) => refused(&format!(
+                "{name} takes it in under TLS, and there is no certificate to show from here"
+            )),
+            (Place::Unix, None) => {
+                refused("it would pass in plaintext, which was not allowed over a network here")
+            }
         }
     }
 
@@ -166,7 +223,7 @@ impl Landing {
                 let connect = format!("unix:{}", path.display());
                 (Listener::Unix(listener), connect)
             }
-            Place::Tcp { address, name } => {
+            Place::Tcp { address, name, .. } => {
                 let failed = |error| failed_to("listen on", address.to_string())(error);
                 let bound = TcpListener::bind(SocketAddr::new(*address, 0)).await;
                 let listener = bound.map_err(failed)?;
@@ -319,7 +376,7 @@ mod tests {
     use super::*;
 
     async fn gate() -> (Gate, SocketAddr) {
-        let landing = Landing::tcp(Ipv4Addr::LOCALHOST.into());
+        let landing = Landing::plaintext(Ipv4Addr::LOCALHOST.into());
         let gate = landing.open(Path::new("/"), SHOWING).await.unwrap();
         let at = gate.connect.strip_prefix("tcp:").unwrap().parse().unwrap();
         (gate, at)
@@ -373,17 +430,33 @@ mod tests {
     fn what_stands_for_all_addresses_needs_a_name() {
         let all = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
         for address in all {
-            Landing::tcp(address).check().unwrap_err();
-            Landing::tcp(address).known_as("host").check().unwrap();
+            Landing::plaintext(address).check().unwrap_err();
+            Landing::plaintext(address)
+                .known_as("host")
+                .check()
+                .unwrap();
         }
         Landing::unix().check().unwrap();
     }
 
     #[tokio::test]
     async fn others_are_told_the_name_and_the_port_that_the_system_chose() {
-        let landing = Landing::tcp(Ipv4Addr::UNSPECIFIED.into()).known_as("host");
+        let landing = Landing::plaintext(Ipv4Addr::UNSPECIFIED.into()).known_as("host");
         let gate = landing.open(Path::new("/"), SHOWING).await.unwrap();
         let port = gate.connect.strip_prefix("tcp:host:").unwrap();
         assert_ne!(port.parse::<u16>().unwrap(), 0);
+    }
+
+    #[test]
+    fn memory_leaves_over_a_network_as_it_may_come_in_and_never_in_plaintext_by_default() {
+        let loopback = || Ipv4Addr::LOCALHOST.into();
+        let (unix, plaintext) = (Landing::unix(), Landing::plaintext(loopback()));
+        let network = "tcp:192.0.2.7:4000";
+        assert!(unix.towards("unix:/run/migrate.sock", None).is_ok());
+        assert!(unix.towards(network, None).is_err());
+        assert!(unix.towards(network, Some("b.example")).is_err());
+        assert!(matches!(plaintext.towards(network, None), Ok(None)));
+        assert!(plaintext.towards(network, Some("b.example")).is_err());
+        assert!(plaintext.shown().is_none() && unix.shown().is_none());
     }
 }

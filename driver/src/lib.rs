@@ -132,6 +132,7 @@ mod serve;
 mod settling;
 mod stats;
 mod store;
+mod stream_tls;
 mod tap;
 mod wire;
 

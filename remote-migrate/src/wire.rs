@@ -110,7 +110,7 @@ pub use error::WireError;
 pub use identity::{AllowList, PeerIdentity, Refused};
 pub use link::{Link, LinkState};
 pub use server::serve_connection;
-pub use tls::{Tls, TlsError};
+pub use tls::{Pem, Tls, TlsError};
 
 use message::Hello;
 use session::Terms;

@@ -5,6 +5,7 @@ mod policy;
 mod post_copy;
 mod restart;
 mod settling;
+mod tls;
 mod traps;
 
 use std::future::IntoFuture;
@@ -22,6 +23,7 @@ use policy::*;
 use post_copy::*;
 use restart::*;
 use settling::*;
+use tls::*;
 use traps::*;
 
 tests! {
@@ -44,8 +46,14 @@ tests! {
     a_guest_moves_over_tcp_past_strangers_at_its_port,
     a_guest_that_died_before_its_memory_moved_is_lost_and_nobody_waits_for_it,
     a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
+    memory_is_read_on_its_way_in_plaintext_and_not_under_tls,
+    a_guest_moves_there_and_back_under_tls_and_keeps_no_key,
+    who_is_not_believed_gets_no_memory_and_the_guest_runs_on,
+    memory_leaves_under_tls_or_not_at_all_unless_plaintext_was_allowed,
+    a_guest_comes_over_several_connections_under_tls,
     a_guest_that_was_turned_to_post_copy_runs_there_and_cannot_be_called_back,
     a_post_copy_whose_stream_broke_goes_on_over_another,
+    a_post_copy_under_tls_whose_stream_broke_goes_on_under_tls,
     post_copy_is_not_for_a_migration_that_was_begun_without_it,
     a_destination_that_cannot_read_the_state_gives_the_guest_back_and_says_why,
     what_the_destination_cannot_open_is_refused_by_name,

@@ -12,6 +12,7 @@ use monitor_qmp::command::{self, MigrationStatus, YankInstance};
 use remote_migrate::{Cookie, CopyState, Prepared, Ran, RunState};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::recover::Recovery;
 use crate::domain::Live;
@@ -23,6 +24,7 @@ use crate::ops::AsyncOp;
 use crate::ops::migrate::{Bring, Moving, is_post_copy, only_capabilities};
 use crate::ops::start::{bring_up, give_up, run};
 use crate::records::Work;
+use crate::stream_tls::{self, End};
 
 /// The name under which QEMU keeps the connection, or the listener.
 const FD_NAME: &str = "vmwright-incoming";
@@ -100,6 +102,9 @@ async fn listen(op: &mut AsyncOp, moving: &Moving) -> Result<(Option<Gate>, Prep
     on.extend(moving.channels.map(|_| "multifd"));
     let monitor = op.monitor().await?;
     monitor.execute(only_capabilities(&on)).await?;
+    if let Some((tls, _)) = context.landing.shown() {
+        stream_tls::put_on(&monitor, &directory, tls, End::Arrives).await?;
+    }
     let (gate, connect, way) = match moving.channels {
         None => {
             let gate = context.landing.open(&directory, silence).await?;
@@ -121,7 +126,8 @@ async fn listen(op: &mut AsyncOp, moving: &Moving) -> Result<(Option<Gate>, Prep
             (None, connect, Way::Bare)
         }
     };
-    let cookie = Cookie::encode(&Bring { way }).map_err(|error| Cause::State(error.to_string()))?;
+    let bring = Bring::to(&context.landing, way);
+    let cookie = Cookie::encode(&bring).map_err(|error| Cause::State(error.to_string()))?;
     let connect = connect.into();
     Ok((gate, Prepared { connect, cookie }))
 }
@@ -156,7 +162,10 @@ impl Held {
                     self.let_in(connection).await?;
                     continue;
                 }
-                () = all_there(&self.op), if self.is_in_halves => return Ok(()),
+                () = all_there(&self.op), if self.is_in_halves => {
+                    self.take_tls_off().await;
+                    return Ok(());
+                }
             };
             // A slow stream does not take from the time that an order has.
             let patience = self.op.domain().0.context.defaults.command;
@@ -235,7 +244,9 @@ impl Held {
         taken(&self.op).await?;
         let is_run = state == RunState::Running;
         if !is_post_copy(domain.observed().migration.as_ref()) {
-            return run(&mut self.op, &self.live, is_run).await;
+            run(&mut self.op, &self.live, is_run).await?;
+            self.take_tls_off().await;
+            return Ok(());
         }
         self.is_in_halves = true;
         // What QEMU is asked from here on it may answer only when the memory has come.
@@ -249,6 +260,18 @@ impl Held {
             generation: self.live.generation,
         });
         Ok(())
+    }
+
+    /// The guest is here, whatever comes of this: what streams it next takes it off first.
+    async fn take_tls_off(&mut self) {
+        let taken = async { stream_tls::take_off(&self.op.monitor().await?).await };
+        if let Err(error) = taken.await {
+            let (domain, error) = (self.op.domain().name(), format!("{error:#}"));
+            warn!(
+                domain,
+                error, "QEMU keeps the certificates it had for the way here"
+            );
+        }
     }
 
     async fn look(&mut self) -> Result<CopyState, Error> {

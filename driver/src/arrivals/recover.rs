@@ -90,8 +90,8 @@ impl Recovery {
             .open(&domain.0.run_dir(), context.defaults.silence)
             .await?;
         let way = Way::Ticket(gate.ticket);
-        let cookie =
-            Cookie::encode(&Bring { way }).map_err(|error| Cause::State(error.to_string()))?;
+        let cookie = Cookie::encode(&Bring::to(&context.landing, way))
+            .map_err(|error| Cause::State(error.to_string()))?;
         let connect = gate.connect.as_str().into();
         let (parting, name) = (context.parting.clone(), domain.0.name.clone());
         let carried = carry(gate, path.clone());

@@ -26,7 +26,7 @@ use crate::context::Context;
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
 use crate::guest::Guest;
-use crate::landing::Way;
+use crate::landing::{Landing, Way};
 use crate::ops::destroy::cleaned_up;
 use crate::ops::{AsyncOp, Call};
 use crate::policy::{Policy, Remedy};
@@ -57,8 +57,9 @@ pub struct MigrateOptions {
     pub downtime: Option<Duration>,
     /// Whether QEMU takes time from the guest's processors if it writes faster than can be sent.
     pub auto_converge: bool,
-    /// Over so many connections side by side. QEMU makes them itself then, so the other side must have said that nobody else
-    /// is on that network ([`Landing::trusting`](crate::Landing::trusting)). Not together with post-copy.
+    /// Over so many connections side by side. QEMU makes them itself then, so they must be under TLS, or the other side must
+    /// have said that nobody else is on that network ([`Landing::trusting`](crate::Landing::trusting)). Not together with
+    /// post-copy.
     pub channels: Option<NonZero<u8>>,
     /// Whether it may be turned to post-copy while it is under way, by [`Domain::post_copy`] or its policy.
     pub post_copy: bool,
@@ -97,6 +98,17 @@ pub(crate) struct Moving {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Bring {
     pub(crate) way: Way,
+    /// The DNS name that is proved there, if it is to be brought under TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<String>,
+}
+
+impl Bring {
+    /// That way, and under TLS if that is how `landing` takes it in.
+    pub(crate) fn to(landing: &Landing, way: Way) -> Self {
+        let tls = landing.shown().map(|(_, name)| name.to_owned());
+        Self { way, tls }
+    }
 }
 
 impl Domain {

@@ -21,6 +21,7 @@ use crate::ops::start::{as_it_runs, bring_up, give_up, refuse_if_moved, run};
 use crate::ops::{AsyncOp, Call};
 use crate::records::{Memory, Work};
 use crate::save_file::{Head, SaveFile, State};
+use crate::stream_tls;
 
 /// How often QEMU is asked how far it is. Its events tell when it is done.
 const POLL: Duration = Duration::from_millis(100);
@@ -178,6 +179,7 @@ async fn write(op: &mut AsyncOp, file: &SaveFile, options: SaveOptions) -> Resul
     }
     // A migration may have left them otherwise. A file answers nothing on a return path.
     monitor.execute(only_capabilities(&[])).await?;
+    stream_tls::take_off(&monitor).await?;
     let mut parameters = command::MigrateSetParameters::default();
     parameters.max_bandwidth = Some(options.bandwidth.unwrap_or(UNLIMITED));
     monitor.execute(parameters).await?;

@@ -3,7 +3,7 @@
 //! Version 1.3 alone, with the primitives of `ring`. Nothing is resumed, so that every connection shows
 //! its certificate. Knows no addresses: a stream comes in, a stream and who is behind it come out.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -29,6 +29,26 @@ const PROTOCOL: &[u8] = b"vmwright-migrate";
 pub struct Tls {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    names: Arc<[String]>,
+    pem: Arc<Pem>,
+}
+
+/// The material as it was given, for a program that makes its own TLS with it, as QEMU does for the guest's memory.
+#[expect(clippy::exhaustive_structs, reason = "these three and no more")]
+pub struct Pem {
+    /// The certificates of the authority.
+    pub authority: Vec<u8>,
+    /// The own chain, own certificate first.
+    pub chain: Vec<u8>,
+    /// The key.
+    pub key: Vec<u8>,
+}
+
+/// The key is nobody's to read in a log.
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pem").finish_non_exhaustive()
+    }
 }
 
 /// Why there is no TLS.
@@ -65,6 +85,11 @@ impl Tls {
     ///
     /// [`TlsError::Pem`], [`TlsError::Material`].
     pub fn from_pem(authority: &[u8], chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        let given = Pem {
+            authority: authority.to_vec(),
+            chain: chain.to_vec(),
+            key: key.to_vec(),
+        };
         let pem = |what| move |source| TlsError::Pem { what, source };
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(authority) {
@@ -76,6 +101,7 @@ impl Tls {
             .collect::<Result<Vec<_>, _>>()
             .map_err(pem("certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(pem("key"))?;
+        let names = names(&chain)?.into();
 
         let provider = Arc::new(ring::default_provider());
         let verifier =
@@ -103,7 +129,21 @@ impl Tls {
         Ok(Self {
             client: Arc::new(client),
             server: Arc::new(server),
+            names,
+            pem: Arc::new(given),
         })
+    }
+
+    /// The DNS names in the own certificate.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub fn pem(&self) -> &Pem {
+        &self.pem
     }
 
     /// Shakes hands on an accepted stream, and says whose certificate the other side showed.
@@ -180,15 +220,17 @@ async fn on_time<T>(
 
 /// The names in a certificate that was verified already.
 fn identity(chain: Option<&[CertificateDer<'_>]>) -> Result<PeerIdentity, WireError> {
-    let names = match chain.and_then(<[_]>::first) {
-        None => Vec::new(),
-        Some(certificate) => webpki::EndEntityCert::try_from(certificate)
-            .map_err(|error| WireError::Tls(material(error)))?
-            .valid_dns_names()
-            .map(str::to_owned)
-            .collect(),
-    };
+    let names = names(chain.unwrap_or_default()).map_err(WireError::Tls)?;
     Ok(PeerIdentity::Tls { names })
+}
+
+/// The DNS names in the first certificate of a chain.
+fn names(chain: &[CertificateDer<'_>]) -> Result<Vec<String>, TlsError> {
+    let Some(certificate) = chain.first() else {
+        return Ok(Vec::new());
+    };
+    let certificate = webpki::EndEntityCert::try_from(certificate).map_err(material)?;
+    Ok(certificate.valid_dns_names().map(str::to_owned).collect())
 }
 
 fn material(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TlsError {

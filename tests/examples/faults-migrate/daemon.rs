@@ -75,7 +75,7 @@ async fn run(dir: &Path, host: usize) -> Result<(), String> {
         .state_dir(state_dir)
         .state_store(Arc::new(store))
         .qemu(&env.qemu)
-        .landing(Landing::tcp(address(host).ip()))
+        .landing(Landing::plaintext(address(host).ip()))
         .peers(move |words| {
             let there: SocketAddr = words.parse().ok()?;
             Some(Arc::new(peer(there, found_by.clone())))

@@ -10,6 +10,7 @@ use remote_migrate::{Owner, Report};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use super::tls::Authority;
 use super::{SECOND, is_performing, peer, slow};
 use crate::rig::{Rig, boot, jobs_until};
 
@@ -93,7 +94,22 @@ pub(super) async fn a_guest_that_was_turned_to_post_copy_runs_there_and_cannot_b
 }
 
 pub(super) async fn a_post_copy_whose_stream_broke_goes_on_over_another(rig: Rig) {
-    let there = Rig::at(&rig.env, Landing::tcp(std::net::Ipv4Addr::LOCALHOST.into()));
+    let plaintext = || Landing::plaintext(std::net::Ipv4Addr::LOCALHOST.into());
+    breaks_and_goes_on(&rig, plaintext(), plaintext()).await;
+}
+
+pub(super) async fn a_post_copy_under_tls_whose_stream_broke_goes_on_under_tls(rig: Rig) {
+    let authority = Authority::new();
+    let (from, to) = (
+        authority.landing("a.example"),
+        authority.landing("b.example"),
+    );
+    breaks_and_goes_on(&rig, from, to).await;
+}
+
+async fn breaks_and_goes_on(rig: &Rig, from: Landing, to: Landing) {
+    let rig = Rig::at(&rig.env, from);
+    let there = Rig::at(&rig.env, to);
     let (domain, moving) = in_post_copy(&rig, &there).await;
     let mut events = domain.subscribe();
     let breaks = |mut op: Op| async move {

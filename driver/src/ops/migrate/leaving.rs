@@ -23,6 +23,7 @@ use crate::ops::parts::refuse_unsettled;
 use crate::ops::start::as_it_runs;
 use crate::policy::Watch;
 use crate::records::Work;
+use crate::stream_tls;
 
 /// Between two looks at a migration that is about to end.
 const POLL: Duration = Duration::from_millis(20);
@@ -106,7 +107,7 @@ impl SourceHost for Leaving<'_> {
             sending::begin(&mut op, to, &self.options).await?;
             let rescue = op.rescue()?;
             let watch = Watch::new(self.options.policy.clone());
-            sending::follow(&mut op, &rescue, meter, watch, &self.control).await
+            sending::follow(&mut op, &rescue, to, meter, watch, &self.control).await
         };
         performed.await.map_err(HostError::new)
     }
@@ -199,6 +200,7 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     let monitor = op.monitor().await?;
     // What it left on would be in the way of a save, or of the next one.
     monitor.execute(only(&[])).await?;
+    stream_tls::take_off(&monitor).await?;
     if run == RunState::Running && !monitor.execute(command::QueryStatus).await?.running {
         monitor.execute(command::Cont).await?;
     }

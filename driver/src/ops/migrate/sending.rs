@@ -26,6 +26,7 @@ use crate::error::{Cause, Error, io};
 use crate::landing::Way;
 use crate::ops::AsyncOp;
 use crate::policy::{Advice, Remedy, Watch};
+use crate::stream_tls::{self, End};
 
 /// How often QEMU is asked how far it is, where none of its events comes first.
 const POLL: Duration = Duration::from_millis(100);
@@ -87,8 +88,16 @@ pub(super) async fn begin(
     options: &MigrateOptions,
 ) -> Result<(), Error> {
     let bring = bring(to)?;
+    let (context, directory) = (op.domain().0.context.clone(), op.domain().0.run_dir());
+    let tls = context.landing.towards(&to.connect, bring.tls.as_deref())?;
     let connection = connect(op, to, &bring).await?;
     let monitor = op.monitor().await?;
+    match (tls, &bring.tls) {
+        (Some(tls), Some(name)) => {
+            stream_tls::put_on(&monitor, &directory, tls, End::Leaves(name)).await?;
+        }
+        _ => stream_tls::take_off(&monitor).await?,
+    }
     // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
     let mut on = vec!["return-path"];
     let throttles = options.policy.then.contains(&Remedy::Throttle);
@@ -129,6 +138,7 @@ pub(super) async fn begin(
 pub(super) async fn follow(
     op: &mut AsyncOp,
     rescue: &Rescue,
+    to: &Prepared,
     meter: &Meter,
     mut watch: Watch,
     control: &Control,
@@ -159,7 +169,7 @@ pub(super) async fn follow(
             }
             status => match is_over(status.as_ref()) {
                 Some(true) => return Ok(()),
-                Some(false) => return Err(given_up(info.error_desc)),
+                Some(false) => return Err(given_up_on(to, info.error_desc)),
                 None => changes.wait(POLL).await,
             },
         }
@@ -300,6 +310,9 @@ pub(super) async fn resume(op: &mut AsyncOp, to: &Prepared) -> Result<(), Error>
         monitor.execute(command::MigratePause).await?;
     }
     let bring = bring(to)?;
+    // QEMU has what it shows there, if anything, from the first stream.
+    let context = op.domain().0.context.clone();
+    context.landing.towards(&to.connect, bring.tls.as_deref())?;
     let connection = connect(op, to, &bring).await?;
     let connection = connection.into_iter().collect();
     let monitor = op.monitor().await?;
@@ -354,6 +367,17 @@ fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer>
 fn given_up(reason: Option<String>) -> Error {
     let reason = reason.unwrap_or_else(|| "QEMU gave it up without a reason".into());
     Cause::Failed(reason).into()
+}
+
+/// Names the other side where QEMU says that TLS was at fault, which knows it by its words alone.
+fn given_up_on(to: &Prepared, reason: Option<String>) -> Error {
+    let peer = bring(to).ok().and_then(|bring| bring.tls);
+    match (peer, reason) {
+        (Some(peer), Some(reason)) if reason.contains("TLS") || reason.contains("ertificate") => {
+            Cause::Tls { peer, reason }.into()
+        }
+        (_, reason) => given_up(reason),
+    }
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {
