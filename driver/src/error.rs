@@ -61,7 +61,8 @@ pub enum ErrorKind {
     Agent,
     /// A transport.
     Transport,
-    /// The memory of a guest was to pass under TLS: one side did not believe the other, or the stream was cut.
+    /// A migration failed since one side did not believe the other's certificate, or since the stream of memory under TLS
+    /// was cut; the guest's owner is named.
     Tls,
     /// A migration failed; the guest's owner is named.
     Migration,
@@ -254,6 +255,7 @@ impl Error {
             Cause::Migrate(error) => match error.kind() {
                 remote_migrate::ErrorKind::Cancelled => ErrorKind::Cancelled,
                 remote_migrate::ErrorKind::InDoubt => ErrorKind::InDoubt,
+                _ if is_of_tls(error) => ErrorKind::Tls,
                 _ => ErrorKind::Migration,
             },
             Cause::Exited { .. } => ErrorKind::Process,
@@ -327,6 +329,14 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Whether a migration failed by what QEMU said of TLS here.
+fn is_of_tls(error: &remote_migrate::Error) -> bool {
+    let cause = std::error::Error::source(error);
+    let host = cause.and_then(|cause| cause.downcast_ref::<remote_migrate::HostError>());
+    let ours = host.and_then(|host| host.get_ref().downcast_ref::<Error>());
+    ours.is_some_and(|error| error.kind() == ErrorKind::Tls)
 }
 
 impl fmt::Display for Error {

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use monitor_qmp::command::Listening;
 use remote_migrate::wire::Tls;
 use rustix::net::{AddressFamily, sockopt};
 use serde::{Deserialize, Serialize};
@@ -138,10 +139,7 @@ impl Landing {
         directory: &Path,
         silence: Duration,
     ) -> Result<(OwnedFd, String), Cause> {
-        if !self.is_trusting && matches!(self.place, Place::Tcp { tls: None, .. }) {
-            let text = "guests are not taken in over several connections here";
-            return Err(Cause::State(text.into()));
-        }
+        self.check_several()?;
         let (listener, connect) = self.listen(directory).await?;
         let failed = |error| failed_to("lend the listener at", &connect)(error);
         let listener: OwnedFd = match listener {
@@ -153,6 +151,39 @@ impl Landing {
             }
         };
         Ok((listener, connect))
+    }
+
+    /// Where QEMU is to listen by itself, whose directory that is: on a port that the system chooses.
+    pub(crate) fn leave(&self, directory: &Path) -> Result<String, Cause> {
+        self.check_several()?;
+        Ok(match &self.place {
+            Place::Unix => format!("unix:{}", directory.join("migrate.sock").display()),
+            Place::Tcp { address, .. } => format!("tcp:{}", SocketAddr::new(*address, 0)),
+        })
+    }
+
+    /// Where others find what QEMU said it listens on.
+    pub(crate) fn found(&self, at: &Listening) -> Result<String, Cause> {
+        match (&self.place, &at.path, &at.port) {
+            (Place::Unix, Some(path), _) => Ok(format!("unix:{path}")),
+            (Place::Tcp { address, name, .. }, _, Some(port)) => {
+                let host = match (name, address) {
+                    (Some(name), _) => name.clone(),
+                    (None, IpAddr::V4(address)) => address.to_string(),
+                    (None, IpAddr::V6(address)) => format!("[{address}]"),
+                };
+                Ok(format!("tcp:{host}:{port}"))
+            }
+            _ => Err(Cause::State(format!("QEMU listens elsewhere, on {at:?}"))),
+        }
+    }
+
+    fn check_several(&self) -> Result<(), Cause> {
+        if !self.is_trusting && matches!(self.place, Place::Tcp { tls: None, .. }) {
+            let text = "guests are not taken in over several connections here";
+            return Err(Cause::State(text.into()));
+        }
+        Ok(())
     }
 
     /// Whether others could be told where it is.
@@ -437,6 +468,19 @@ mod tests {
                 .unwrap();
         }
         Landing::unix().check().unwrap();
+    }
+
+    #[test]
+    fn where_qemu_listens_by_itself_is_told_as_others_reach_it() {
+        let mut at = Listening::default();
+        at.port = Some("4000".into());
+        let named = Landing::plaintext(Ipv4Addr::UNSPECIFIED.into()).known_as("host");
+        assert_eq!(named.found(&at).unwrap(), "tcp:host:4000");
+        let six = Landing::plaintext(Ipv6Addr::LOCALHOST.into()).trusting();
+        assert_eq!(six.found(&at).unwrap(), "tcp:[::1]:4000");
+        assert_eq!(six.leave(Path::new("/")).unwrap(), "tcp:[::1]:0");
+        named.leave(Path::new("/")).unwrap_err();
+        Landing::unix().found(&at).unwrap_err();
     }
 
     #[tokio::test]

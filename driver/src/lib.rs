@@ -78,10 +78,12 @@
 //!
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
 //! - An attached guest whose process is not known is ended through its monitor, under a job.
-//! - The memory of a guest that moves passes in plain, over a unix socket or a network of one's own ([`Landing`]).
+//! - The memory of a guest that moves passes over a network under TLS alone, unless it was said to be one of one's own
+//!   ([`Landing`]). Who sees the network can keep a guest where it is, and no more.
 //! - A guest that waits for its memory in post-copy may hold its QEMU's main loop: a driver that comes back then cannot
 //!   reach it, and post-copy goes on only if its stream is whole.
-//! - Over several connections QEMU connects by itself, with the system's own idea of how long a dead link may last.
+//! - Over several connections QEMU connects by itself, and from 8.2 on listens by itself, with the system's own idea of how
+//!   long a dead link may last.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.
 //! - [`Serial::File`] is written by QEMU itself and has no limit; [`Serial::Log`] has one, and keeps nothing while no
 //!   driver runs.

@@ -250,6 +250,12 @@ impl HostError {
     pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(cause.into())
     }
+
+    /// The failure it was made from, as the host's own type. Its text and its causes are this error's own.
+    #[must_use]
+    pub fn get_ref(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        &*self.0
+    }
 }
 
 /// The guest was not started.

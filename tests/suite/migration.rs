@@ -1,6 +1,7 @@
 //! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
 
 mod memory;
+mod newer;
 mod policy;
 mod post_copy;
 mod restart;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
 use memory::*;
+use newer::*;
 use policy::*;
 use post_copy::*;
 use restart::*;
@@ -51,6 +53,10 @@ tests! {
     who_is_not_believed_gets_no_memory_and_the_guest_runs_on,
     memory_leaves_under_tls_or_not_at_all_unless_plaintext_was_allowed,
     a_guest_comes_over_several_connections_under_tls,
+    a_guest_that_arrived_has_the_full_name_of_its_machine,
+    a_guest_moves_to_a_newer_qemu_with_the_machine_of_the_older,
+    a_guest_moves_to_a_newer_qemu_under_tls,
+    a_guest_comes_over_several_connections_to_a_newer_qemu,
     a_guest_that_was_turned_to_post_copy_runs_there_and_cannot_be_called_back,
     a_post_copy_whose_stream_broke_goes_on_over_another,
     a_post_copy_under_tls_whose_stream_broke_goes_on_under_tls,

@@ -1,4 +1,7 @@
-//! `integration [FILTER] [--qemu PATH]`: the tests on real QEMU and on nothing else.
+//! `integration [FILTER] [--qemu PATH] [--newer]`: the tests on real QEMU and on nothing else.
+//!
+//! With `--newer` a newer QEMU is fetched beside the installed one, for the tests that move a guest from the one to the other;
+//! where none can be had the command fails and says why. Without it those tests are skipped, by name.
 //!
 //! They are the suite's tests named `real::…`, and in any other crate the test programs named
 //! `real_…`. A filter is a part of a name.
@@ -10,13 +13,20 @@ use crate::error::Failure;
 use crate::plugins::device;
 use crate::rig::Rig;
 use crate::test::{Tally, conclude, watch};
-use crate::{run, workspace};
+use crate::{needs, run, workspace};
 
 const REAL: &str = "real::";
 
 pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
-    let Arguments { filter, qemu } = parse(arguments)?;
-    let rig = Rig::prepare(qemu.as_deref())?;
+    let Arguments {
+        filter,
+        qemu,
+        newer,
+    } = parse(arguments)?;
+    let mut rig = Rig::prepare(qemu.as_deref())?;
+    if newer {
+        rig = rig.and_newer(needs::newer::qemu()?);
+    }
     if device::is_wanted(filter.as_deref())
         && let Err(failure) = device::fetch()
     {
@@ -75,6 +85,7 @@ fn suite(rig: &Rig, filter: Option<&str>) -> Result<Command, Failure> {
 struct Arguments {
     filter: Option<String>,
     qemu: Option<PathBuf>,
+    newer: bool,
 }
 
 fn parse(arguments: &[String]) -> Result<Arguments, Failure> {
@@ -89,6 +100,8 @@ fn parse(arguments: &[String]) -> Result<Arguments, Failure> {
                 .canonicalize()
                 .map_err(|error| Failure::Usage(format!("{path}: {error}")))?;
             parsed.qemu = Some(path);
+        } else if argument == "--newer" {
+            parsed.newer = true;
         } else if argument.starts_with('-') || parsed.filter.is_some() {
             return Err(Failure::Usage(format!(
                 "integration does not know '{argument}'"
@@ -136,13 +149,14 @@ mod tests {
 
     #[test]
     fn filter_and_qemu_come_in_any_order() {
-        let words = ["--qemu", "/dev/null", "save"].map(str::to_owned);
+        let words = ["--newer", "--qemu", "/dev/null", "save"].map(str::to_owned);
         let wanted = Arguments {
             filter: Some("save".into()),
             qemu: Some("/dev/null".into()),
+            newer: true,
         };
         assert_eq!(parse(&words).unwrap(), wanted);
-        let words = ["save", "--qemu", "/dev/null"].map(str::to_owned);
+        let words = ["save", "--qemu", "/dev/null", "--newer"].map(str::to_owned);
         assert_eq!(parse(&words).unwrap(), wanted);
     }
 

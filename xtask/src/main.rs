@@ -63,8 +63,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "integration",
-        arguments: "[FILTER] [--qemu PATH]",
-        about: "only the tests on real QEMU",
+        arguments: "[FILTER] [--qemu PATH] [--newer]",
+        about: "only the tests on real QEMU; also those that take a newer one beside it, which is fetched",
         run: integration::run,
     },
     Task {

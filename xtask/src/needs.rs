@@ -10,6 +10,7 @@ pub(crate) mod agent;
 mod debian;
 mod kernel;
 mod libraries;
+pub(crate) mod newer;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use crate::{guest, needs, plugins, run, workspace};
 /// A QEMU, a guest to boot in it, and transports to reach both.
 #[must_use = "a rig is of use only to the command it is handed to"]
 pub(crate) struct Rig {
-    variables: [(&'static str, PathBuf); 6],
+    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl Rig {
@@ -20,7 +20,7 @@ impl Rig {
         let image = guest::build(&needs)?;
         let transports = plugins::stage()?;
         let agent = needs::agent::here(&needs)?;
-        let variables = [
+        let variables = vec![
             ("VMWRIGHT_QEMU", needs.qemu),
             ("VMWRIGHT_QGA", agent),
             ("VMWRIGHT_QEMU_IMG", needs.images),
@@ -29,6 +29,12 @@ impl Rig {
             ("VMWRIGHT_TRANSPORTS", transports),
         ];
         Ok(Self { variables })
+    }
+
+    /// With a newer QEMU beside the one there is.
+    pub(crate) fn and_newer(mut self, qemu: PathBuf) -> Self {
+        self.variables.push(("VMWRIGHT_QEMU_NEWER", qemu));
+        self
     }
 
     /// Cargo with the rig in its environment, at the root of the checkout.

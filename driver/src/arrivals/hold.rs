@@ -29,6 +29,10 @@ use crate::stream_tls::{self, End};
 /// The name under which QEMU keeps the connection, or the listener.
 const FD_NAME: &str = "vmwright-incoming";
 
+/// From that release on QEMU takes no listener for several connections (10.0.2 takes it for the name of a host), and listens
+/// by itself.
+const LISTENS_ALONE: (u32, u32) = (8, 2);
+
 /// What the task that holds the job is told.
 pub(super) enum Order {
     Look(oneshot::Sender<Result<CopyState, Error>>),
@@ -115,14 +119,26 @@ async fn listen(op: &mut AsyncOp, moving: &Moving) -> Result<(Option<Gate>, Prep
             let mut parameters = command::MigrateSetParameters::default();
             parameters.multifd_channels = Some(channels.get());
             monitor.execute(parameters).await?;
-            let (listener, connect) = context.landing.lend(&directory, silence).await?;
-            let named = command::Getfd {
-                fdname: FD_NAME.into(),
+            let release = monitor.execute(command::QueryVersion).await?.qemu;
+            let connect = if (release.major, release.minor) < LISTENS_ALONE {
+                let (listener, connect) = context.landing.lend(&directory, silence).await?;
+                let named = command::Getfd {
+                    fdname: FD_NAME.into(),
+                };
+                monitor.execute_with_fds(named, vec![listener]).await?;
+                // It takes what follows `tcp:` for any address, a descriptor among them, and accepts on one that listens.
+                let uri = format!("tcp:fd:{FD_NAME}");
+                monitor.execute(command::MigrateIncoming::new(uri)).await?;
+                connect
+            } else {
+                let uri = context.landing.leave(&directory)?;
+                monitor.execute(command::MigrateIncoming::new(uri)).await?;
+                let at = monitor.execute(command::QueryMigrate).await?.socket_address;
+                let at = at.first().ok_or_else(|| {
+                    Cause::State("QEMU does not say where it listens for the guest".into())
+                })?;
+                context.landing.found(at)?
             };
-            monitor.execute_with_fds(named, vec![listener]).await?;
-            // QEMU takes what follows `tcp:` for any address, a descriptor among them, and accepts on one that listens (7.2).
-            let uri = format!("tcp:fd:{FD_NAME}");
-            monitor.execute(command::MigrateIncoming::new(uri)).await?;
             (None, connect, Way::Bare)
         }
     };

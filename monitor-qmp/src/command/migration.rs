@@ -195,6 +195,21 @@ pub struct MigrationInfo {
     /// Why a migration would be refused.
     #[serde(default)]
     pub blocked_reasons: Vec<String>,
+    /// Where it listens for the guest, if it listens itself.
+    #[serde(default)]
+    pub socket_address: Vec<Listening>,
+}
+
+/// Where a QEMU listens that waits for a guest: on a host and port, or on a path.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listening {
+    /// The host, as QEMU was told it.
+    pub host: Option<String>,
+    /// The port, also where the system chose it.
+    pub port: Option<String>,
+    /// The path.
+    pub path: Option<String>,
 }
 
 /// What was sent of the guest's memory.

@@ -23,7 +23,7 @@ pub(crate) fn here(needs: &Needs) -> Result<PathBuf, Failure> {
 }
 
 /// Appears whole, and not under a shell that reads it: another command may be running it.
-fn put(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn put(path: &Path, text: &str) -> io::Result<()> {
     if fs::read_to_string(path).is_ok_and(|known| known == text) {
         return Ok(());
     }

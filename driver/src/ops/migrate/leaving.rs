@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::sending::{self, is_over, only};
 use super::{MigrateOptions, Moving};
+use crate::access::Monitor;
 use crate::domain::state::Run;
 use crate::error::{Cause, Error};
 use crate::ops::AsyncOp;
@@ -61,7 +62,7 @@ impl SourceHost for Leaving<'_> {
         refuse_unsettled(op.domain())
             .await
             .map_err(HostError::new)?;
-        let guest = as_it_runs(op.domain()).await.map_err(HostError::new)?;
+        let mut guest = as_it_runs(op.domain()).await.map_err(HostError::new)?;
         op.note_work(Work::MigrationOut)
             .await
             .map_err(HostError::new)?;
@@ -81,6 +82,10 @@ impl SourceHost for Leaving<'_> {
             let status = status.as_str();
             let text = format!("QEMU is not done with an earlier migration yet: {status}");
             return Err(HostError::new(text));
+        }
+        // Another QEMU may mean a newer machine by the same short name.
+        if let Some(machine) = machine(&monitor).await.map_err(HostError::new)? {
+            guest.machine = machine;
         }
         let moving = Moving {
             guest,
@@ -182,6 +187,17 @@ impl SourceHost for Leaving<'_> {
             (false, Some(false)) => GuestState::Running,
         })
     }
+}
+
+/// The full name of the machine that runs, as `pc-q35-7.2` for one that was started as `q35`.
+async fn machine(monitor: &Monitor<'_>) -> Result<Option<String>, Error> {
+    let property = command::QomGet {
+        path: "/machine".into(),
+        property: "type".into(),
+    };
+    let said = monitor.execute(property).await?;
+    let kind: String = serde_json::from_str(said.get()).unwrap_or_default();
+    Ok(kind.strip_suffix("-machine").map(str::to_owned))
 }
 
 /// Ends what is left of the migration, and lets the guest run if it ran.
