@@ -6,7 +6,11 @@
 
 use tokio::sync::watch;
 
-use crate::phase::{Phase, TooLate};
+use crate::{
+    phase::{Phase, TooLate},
+    plan::Report,
+    verdict::Ruling,
+};
 
 /// How the memory moves, as the source's host reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +43,18 @@ pub struct Control {
     state: watch::Sender<State>,
     progress: watch::Sender<Progress>,
     post_copy: watch::Sender<bool>,
+    word: watch::Sender<Word>,
+}
+
+/// Whether an operator's word takes the place of the other side's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// The other side's is not waited for yet.
+    Early,
+    Open,
+    Ruled(Ruling),
+    /// Nobody drives it any more.
+    Over(Option<Report>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +82,7 @@ impl Control {
             state: watch::Sender::new(State::Open),
             progress: watch::Sender::new(progress),
             post_copy: watch::Sender::new(false),
+            word: watch::Sender::new(Word::Early),
         }
     }
 
@@ -104,6 +121,38 @@ impl Control {
         late.map_or(Ok(()), Err)
     }
 
+    /// Rules in place of the other side, for whose word the migration waits: it waits no longer, and ends as
+    /// [`resolve`](crate::resolve) does. `false` if it does not wait, since it did not come so far or is over; of two
+    /// rulings the first stands. What became of it is told by [`ended`](Self::ended).
+    pub fn rule(&self, ruling: Ruling) -> bool {
+        let mut taken = false;
+        self.word.send_if_modified(|word| {
+            let is_first = *word == Word::Open;
+            if is_first {
+                *word = Word::Ruled(ruling);
+            }
+            taken = matches!(word, Word::Ruled(_));
+            is_first
+        });
+        taken
+    }
+
+    /// Waits until nobody drives the migration any more, and says what it reported; nothing if it ended without knowing
+    /// the owner, or was dropped. For ever, if it never begins.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn ended(&self) -> Option<Report> {
+        let mut word = self.word.subscribe();
+        let ended = word.wait_for(|word| matches!(word, Word::Over(_))).await;
+        // The sender lives in `self`, so waiting cannot fail.
+        match ended.map(|word| *word) {
+            Ok(Word::Over(report)) => report,
+            _ => None,
+        }
+    }
+
     /// Where it stands now, and every change from here on.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
@@ -137,6 +186,35 @@ impl Control {
     /// Closes the door behind a migration that is over, cancelled or not.
     pub(crate) fn over(&self, phase: Phase) {
         self.state.send_replace(State::Shut(phase));
+    }
+
+    /// The other side's word is waited for. Yields when an operator's takes its place.
+    pub(crate) async fn ruled(&self) -> Ruling {
+        let mut word = self.word.subscribe();
+        self.word.send_if_modified(|word| {
+            let is_early = *word == Word::Early;
+            if is_early {
+                *word = Word::Open;
+            }
+            is_early
+        });
+        let ruled = word.wait_for(|word| matches!(word, Word::Ruled(_))).await;
+        // The sender lives in `self`, so waiting cannot fail.
+        match ruled.map(|word| *word) {
+            Ok(Word::Ruled(ruling)) => ruling,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Nobody drives it any more.
+    pub(crate) fn left(&self, report: Option<Report>) {
+        self.word.send_if_modified(|word| {
+            let is_news = !matches!(word, Word::Over(_));
+            if is_news {
+                *word = Word::Over(report);
+            }
+            is_news
+        });
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -185,5 +263,19 @@ mod tests {
                 phase: Phase::Finish
             })
         );
+    }
+
+    #[tokio::test]
+    async fn a_ruling_is_taken_only_while_the_other_side_is_waited_for() {
+        let control = Control::new();
+        assert!(!control.rule(Ruling::PeerOwns), "nobody waits for it yet");
+        let ruled = tokio::join!(control.ruled(), async {
+            assert!(control.rule(Ruling::PeerFenced));
+            assert!(control.rule(Ruling::PeerOwns), "the first stands");
+        });
+        assert_eq!(ruled.0, Ruling::PeerFenced);
+        control.left(None);
+        assert_eq!(control.ended().await, None);
+        assert!(!control.rule(Ruling::PeerFenced), "it is over");
     }
 }

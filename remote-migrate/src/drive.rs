@@ -37,6 +37,7 @@ use outcome::{Cause, Chains, Concluded, Trouble};
 ///   [`ErrorKind::Journal`]: it failed before the point of return, or was refused after; the source
 ///   keeps the guest.
 /// - [`ErrorKind::InDoubt`]: no final answer came; the guest is stopped here, and may run there.
+/// - [`ErrorKind::Ruled`]: none came, and by the word of an operator ([`Control::rule`]) the source keeps the guest.
 /// - [`ErrorKind::Lost`]: the last complete copy was killed from outside.
 /// - [`ErrorKind::Superseded`], [`ErrorKind::Conflict`]: as they say.
 ///
@@ -178,8 +179,19 @@ struct Drive<'a> {
     /// When trying again ends; set by the first pause.
     patience: Option<Instant>,
     turned_back: bool,
+    is_ruled: bool,
     trouble: Option<Trouble>,
     chains: Chains,
+    leaving: Leaving<'a>,
+}
+
+/// Tells whoever waits for the end of this drive that it is over, also if it was dropped.
+struct Leaving<'a>(&'a Control);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.left(None);
+    }
 }
 
 impl<'a> Drive<'a> {
@@ -201,8 +213,10 @@ impl<'a> Drive<'a> {
             began: Instant::now(),
             patience: None,
             turned_back: false,
+            is_ruled: false,
             trouble: None,
             chains: Chains::default(),
+            leaving: Leaving(control),
         }
     }
 
@@ -216,7 +230,20 @@ impl<'a> Drive<'a> {
                 return self.conclude(end);
             }
             self.control.enter(self.phase());
-            match self.act(action).await {
+            let control = self.control;
+            let acted = if self.waits_for_a_word(&action) {
+                tokio::select! {
+                    biased;
+                    ruling = control.ruled() => {
+                        self.ruled(ruling);
+                        continue;
+                    }
+                    acted = self.act(action) => acted,
+                }
+            } else {
+                self.act(action).await
+            };
+            match acted {
                 Some(input) => self.machine.on(input),
                 None => {
                     self.turned_back = true;
@@ -227,6 +254,28 @@ impl<'a> Drive<'a> {
                 }
             }
         }
+    }
+
+    /// Whether an operator's word may take the place of what is waited for.
+    fn waits_for_a_word(&self, action: &SourceAction) -> bool {
+        let is_open = match action {
+            SourceAction::Ask(request) => !matches!(request.call, Call::Prepare(_)),
+            SourceAction::Pause => true,
+            _ => false,
+        };
+        is_open && !self.is_ruled
+    }
+
+    /// Goes on as [`resolve`] does. The question that was under way is dropped, as by a daemon that dies.
+    fn ruled(&mut self, ruling: Ruling) {
+        let cause = self.trouble.take().and_then(|trouble| trouble.cause);
+        self.note(Side::Destination, ErrorKind::Ruled, cause);
+        self.machine = self.machine.overruled(ruling);
+        self.control.over(self.phase());
+        self.is_ruled = true;
+        self.peer = &Nobody;
+        self.limits.patience = Duration::ZERO;
+        self.patience = None;
     }
 
     /// Does the action. `None`: a cancel came first.
@@ -439,6 +488,7 @@ impl<'a> Drive<'a> {
                     settled: end.settled,
                     took,
                 };
+                self.leaving.0.left(Some(report));
                 return Ok(Concluded {
                     report,
                     trouble: self.trouble,

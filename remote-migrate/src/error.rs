@@ -46,6 +46,8 @@ pub enum ErrorKind {
     /// The guest was offered, and whether it was taken is not known: stopped here, perhaps running
     /// there. `recover` asks again; an operator may rule.
     InDoubt,
+    /// An operator ruled that the other side, which did not answer, has not got it.
+    Ruled,
     /// The last complete copy was killed from outside.
     Lost,
     /// A later life of this daemon has taken the migration up.
@@ -138,7 +140,9 @@ impl Error {
             | ErrorKind::Cancelled
             | ErrorKind::TooLate => Blame::Caller,
             ErrorKind::Host | ErrorKind::Refused | ErrorKind::Lost => Blame::Host(self.0.side),
-            ErrorKind::Silent | ErrorKind::InDoubt | ErrorKind::Superseded => Blame::Link,
+            ErrorKind::Silent | ErrorKind::InDoubt | ErrorKind::Ruled | ErrorKind::Superseded => {
+                Blame::Link
+            }
             ErrorKind::Journal => Blame::Journal(self.0.side),
             ErrorKind::Conflict => Blame::Operator,
         }
@@ -177,6 +181,7 @@ impl fmt::Display for Error {
             ErrorKind::Silent => "the other side is silent",
             ErrorKind::Journal => "the journal failed",
             ErrorKind::InDoubt => "whether the guest was taken is not known",
+            ErrorKind::Ruled => "an operator ruled in place of the other side",
             ErrorKind::Lost => "the last complete copy was killed",
             ErrorKind::Superseded => "a later life of the daemon works on it",
             ErrorKind::Conflict => "both sides claim the guest",

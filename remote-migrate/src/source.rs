@@ -117,6 +117,12 @@ impl SourceMachine {
         Self::reopen(record, Some(decided(owner)))
     }
 
+    /// The same, for one that is under way: what it waits for is given up, as if its daemon had died.
+    #[must_use]
+    pub fn overruled(&self, ruling: Ruling) -> Self {
+        Self::rule(self.record.clone(), ruling)
+    }
+
     fn reopen(mut record: SourceRecord, heard: Option<Status>) -> Self {
         record.epoch = record.epoch.next();
         let stage = record.stage.clone();

@@ -12,6 +12,7 @@ use remote_migrate::{
     verdict::Ruling,
 };
 use rig::{Fails, Link, Rig, Where};
+use tokio::time::Instant;
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_moves_and_nothing_is_left_behind() {
@@ -190,6 +191,55 @@ async fn a_finish_that_never_arrives_is_in_doubt_until_an_operator_rules() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operator_need_not_wait_until_a_migration_in_doubt_has_lost_its_patience() {
+    for (ruling, owner) in [
+        (Ruling::PeerFenced, Owner::Source),
+        (Ruling::PeerOwns, Owner::Destination),
+    ] {
+        let rig = Rig::new();
+        if owner == Owner::Source {
+            rig.link.cut_before(Link::FINISH);
+        } else {
+            rig.link.cut_after(Link::FINISH);
+        }
+        let control = Control::new();
+        assert!(!control.rule(ruling), "it has not begun");
+        let began = Instant::now();
+        let operator = async {
+            // The doubt begins with the first question that is not answered.
+            let mut progress = control.progress();
+            let finishing = progress.wait_for(|now| now.phase == Phase::Finish);
+            finishing.await.unwrap();
+            while !control.rule(ruling) {
+                tokio::task::yield_now().await;
+            }
+            control.ended().await
+        };
+        let (outcome, ended) = tokio::join!(rig.migrate_under(&control), operator);
+        assert!(began.elapsed() < Limits::default().patience);
+        let report = ended.expect("the owner is known");
+        assert_eq!((report.owner, report.settled), (owner, false));
+        match outcome {
+            Ok(moved) => assert_eq!(moved, report),
+            Err(error) => {
+                let told = (error.kind(), error.owner_now(), error.is_settled());
+                assert_eq!(told, (ErrorKind::Ruled, Owner::Source, false));
+            }
+        }
+        let place = match owner {
+            Owner::Source => Where::Source,
+            _ => Where::Destination,
+        };
+        assert_eq!(rig.runs(), place);
+        // The other side is back, and told.
+        rig.link.heal();
+        assert!(rig.recover().await.unwrap().settled);
+        assert_eq!(rig.runs(), place);
+        assert!(rig.forgotten().await && rig.clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn cancel_undoes_every_phase_before_the_point_of_return() {
     for (phase, hangs) in [
         (Phase::Begin, Fails::BeginHangs),
@@ -297,7 +347,7 @@ async fn a_destination_daemon_that_restarts_gives_the_stored_answer() {
 async fn a_request_that_comes_while_the_same_is_served_gets_the_same_answer() {
     let rig = Rig::new();
     let ask = || async {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(9);
+        let deadline = Instant::now() + Duration::from_secs(9);
         rig.link
             .ask(rig.request(Link::prepare()), deadline)
             .await
@@ -312,7 +362,7 @@ async fn a_request_that_comes_while_the_same_is_served_gets_the_same_answer() {
 #[tokio::test(start_paused = true)]
 async fn the_destination_refuses_a_guest_that_another_migration_brings_in() {
     let rig = Rig::new();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(9);
+    let deadline = Instant::now() + Duration::from_secs(9);
     rig.link
         .ask(rig.request(Link::prepare()), deadline)
         .await
@@ -330,7 +380,7 @@ async fn a_cancel_at_the_destination_refuses_the_guest_and_the_source_keeps_it()
     let rig = Rig::new();
     rig.fail(Fails::PerformHangs);
     let destination = rig.destination();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(9);
+    let deadline = Instant::now() + Duration::from_secs(9);
     let canceller = async {
         rig.reached(Fails::PerformHangs).await;
         destination.cancel(rig.id(), deadline).await

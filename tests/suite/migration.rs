@@ -68,6 +68,7 @@ tests! {
     a_cancel_is_obeyed_at_once_while_nobody_answers_a_connect,
     a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_by_a_cancel,
     a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_it_is_silent_too_long,
+    what_the_agent_was_asked_at_the_switchover_ends_as_lost_and_it_answers_there,
     a_destination_that_is_cancelled_leaves_the_guest_where_it_was,
     a_guest_that_writes_faster_than_can_be_sent_stays_when_its_policy_says_so,
     a_guest_that_writes_faster_than_can_be_sent_arrives_once_it_may_stand_still_for_longer,
@@ -76,6 +77,7 @@ tests! {
     a_source_that_is_back_settles_by_itself_what_it_left,
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,
     an_operator_lets_a_complete_copy_run_whose_source_is_fenced,
+    an_operator_rules_at_once_while_the_call_that_migrates_still_asks,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

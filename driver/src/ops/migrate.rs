@@ -19,7 +19,7 @@ use remote_migrate::verdict::Ruling;
 use remote_migrate::{Control, Journal, Limits, MigrationId, Peer, Plan, Record, Report, Side};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::access::Rescue;
 use crate::context::Context;
@@ -34,7 +34,7 @@ use crate::policy::{Policy, Remedy};
 use bygone::Bygone;
 use leaving::Leaving;
 use threshold::{Asked, Noted};
-use tune::Underway;
+use tune::{Underway, underway};
 
 pub use tune::Tuning;
 
@@ -147,7 +147,26 @@ impl Domain {
 
     /// Ends a migration of this guest by the word of an operator, who knows what became of the other side: that it is
     /// fenced, or that it has the guest.
+    ///
+    /// One that is in doubt while its call still asks the other side is ruled at once, and its call ends with what was ruled.
     pub fn resolve_migration(&self, ruling: Ruling) -> Call<Report> {
+        let domain = self.clone();
+        Call::new(self.0.context.defaults.long, move |deadline| async move {
+            let live = domain.0.live();
+            if let Ok(asking) = underway(&domain)
+                && asking.control.rule(ruling)
+                // Without a report it was left as it is, and is ruled under a job of its own.
+                && let Ok(Some(report)) = timeout_at(deadline, asking.control.ended()).await
+            {
+                gone_with(&domain, live, deadline).await?;
+                return Ok(report);
+            }
+            domain.resolve_left(ruling).until(deadline).await
+        })
+    }
+
+    /// Ends one that nobody drives, by the word of an operator.
+    fn resolve_left(&self, ruling: Ruling) -> Call<Report> {
         self.settle(move |op, migration| async move {
             let journal = op.domain().0.context.journal.clone();
             let op = Mutex::new(op);
@@ -161,9 +180,11 @@ impl Domain {
     pub(crate) fn recover_within(&self, peer: Arc<dyn Peer>, limits: Limits) -> Call<Report> {
         self.settle(move |op, migration| async move {
             let journal = op.domain().0.context.journal.clone();
+            let control = Control::new();
+            // Under way as well: it can be looked at, and ruled.
+            let _underway = Underway::begin(op.domain(), &control, false);
             let op = Mutex::new(op);
             let (host, peer) = (Leaving::without_options(&op), Asked::again(&op, &*peer));
-            let control = Control::new();
             let recovered =
                 remote_migrate::recover(migration, limits, &host, &peer, &*journal, &control);
             Ok(recovered.await.map_err(Cause::Migrate)?)
@@ -267,7 +288,7 @@ async fn leave(
         ..Limits::default()
     });
     let control = Control::new();
-    let _underway = Underway::begin(op.domain(), &control, &options);
+    let _underway = Underway::begin(op.domain(), &control, options.post_copy);
     let (domain, token, rescue) = (op.domain().clone(), op.job.token(), op.rescue()?);
     let op = Mutex::new(op);
     let host = Leaving::new(&op, options, control.clone());

@@ -5,7 +5,7 @@ use std::future::{IntoFuture, pending};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use driver::{Became, Driver, MigrateOptions, Next, Notice, Run, What};
+use driver::{Became, Driver, ErrorKind, MigrateOptions, Next, Notice, Run, What};
 use remote_migrate::verdict::Ruling;
 use remote_migrate::{Answer, Call, Destination, Owner, Peer, PeerError, Request, Service, Side};
 use tokio::runtime::Handle;
@@ -184,5 +184,33 @@ pub(super) async fn an_operator_lets_a_complete_copy_run_whose_source_is_fenced(
     assert_eq!(ruled.await.expect("it is done"), Some(Owner::Destination));
     let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
+    counts_on(&rig).await;
+}
+
+pub(super) async fn an_operator_rules_at_once_while_the_call_that_migrates_still_asks(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let peer = Arc::new(Unasked {
+        there: there.driver.destination(),
+        reached: Notify::new(),
+    });
+    let moving = tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
+    peer.reached.notified().await;
+    // The other host is off now.
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    kill(copy.observed().pid.expect("it has a process"), Signal::KILL);
+    let open = rig.driver.migrations().await.expect("it can be read");
+    assert_eq!((open.len(), open[0].owner), (1, Owner::InDoubt));
+    // Well within the minute for which the call would ask.
+    let ruled = rig
+        .driver
+        .resolve_migration(open[0].id, Side::Source, Ruling::PeerFenced)
+        .deadline(20 * SECOND);
+    assert_eq!(ruled.await.expect("it is done"), Some(Owner::Source));
+    let error = moving.await.expect("no panic").expect_err("it stays");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    let text = format!("{error:#}");
+    assert!(text.contains("an operator ruled"), "{text}");
+    assert!(domain.query_status().await.expect("it answers").running);
     counts_on(&rig).await;
 }

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use driver::{Defaults, Domain, ErrorKind, MigrateOptions, Op, Run};
+use driver::{Defaults, Domain, Error, ErrorKind, MigrateOptions, Op, Run};
 use job_core::JobKind;
-use remote_migrate::{Answer, Call, Cookie, InProcess, Peer, PeerError, Prepared, Reply, Request};
+use remote_migrate::{
+    Answer, Call, Cookie, InProcess, Owner, Peer, PeerError, Prepared, Reply, Report, Request,
+};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::{SECOND, is_performing, peer, slow};
@@ -215,8 +218,10 @@ impl Peer for Narrow {
     }
 }
 
-/// A guest whose QEMU is stuck at the last of its memory: it stands still here and there, and its main loop is taken.
-async fn stuck(rig: &Rig, there: &Rig) -> (Domain, tokio::task::JoinHandle<ErrorKind>) {
+type Moving = JoinHandle<Result<Report, Error>>;
+
+/// A guest that stands still for its switchover, with much of its memory to go, and what makes its stream go nowhere.
+async fn standing_still(rig: &Rig, there: &Rig) -> (Domain, Moving, Arc<AtomicBool>) {
     let (domain, _) = boot(rig, "web").await.expect("it boots");
     let is_dead = Arc::new(AtomicBool::new(false));
     let narrow = Arc::new(Narrow {
@@ -229,13 +234,25 @@ async fn stuck(rig: &Rig, there: &Rig) -> (Domain, tokio::task::JoinHandle<Error
         downtime: Some(100 * SECOND),
         ..slow()
     };
-    let moving = domain.migrate(narrow, options).into_future();
-    let moving = tokio::spawn(async move { moving.await.expect_err("it cannot arrive").kind() });
+    let moving = tokio::spawn(domain.migrate(narrow, options).into_future());
     let is_stopped =
         |seen: &driver::Observed| matches!(&seen.run, Run::Qemu(_)) && !seen.run.is_running();
     let stopped = domain.wait_for(is_stopped, Instant::now() + 30 * SECOND);
     stopped.await.expect("it is stopped for its switchover");
+    (domain, moving, is_dead)
+}
+
+/// A guest whose QEMU is stuck at the last of its memory: it stands still here and there, and its main loop is taken.
+async fn stuck(rig: &Rig, there: &Rig) -> (Domain, JoinHandle<ErrorKind>) {
+    let (domain, moving, is_dead) = standing_still(rig, there).await;
     is_dead.store(true, Ordering::SeqCst);
+    let moving = async move {
+        moving
+            .await
+            .expect("no panic")
+            .map_err(|error| error.kind())
+    };
+    let moving = tokio::spawn(async move { moving.await.expect_err("it cannot arrive") });
     // In band nobody answers.
     let asked = domain.query_status().deadline(SECOND / 2).await;
     asked.expect_err("its main loop is taken");
@@ -261,6 +278,23 @@ pub(super) async fn a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_i
     let (domain, moving) = stuck(&rig, &there).await;
     assert_eq!(moving.await.expect("no panic"), ErrorKind::Migration);
     goes_on_here(&rig, &domain).await;
+}
+
+/// What an agent is asked while its guest stands still is read on neither side.
+pub(super) async fn what_the_agent_was_asked_at_the_switchover_ends_as_lost_and_it_answers_there(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, moving, _) = standing_still(&rig, &there).await;
+    let asked = tokio::spawn(domain.ping().deadline(60 * SECOND).into_future());
+    let report = moving.await.expect("no panic").expect("it arrives");
+    assert_eq!(report.owner, Owner::Destination);
+    let lost = asked.await.expect("no panic").expect_err("nobody read it");
+    assert_eq!(lost.kind(), ErrorKind::Gone, "{lost:#}");
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    let awake = moved.wait_agent().deadline(30 * SECOND).await;
+    awake.expect("it is greeted anew there");
+    moved.ping().await.expect("and answers what it is asked");
 }
 
 pub(super) async fn a_destination_that_is_cancelled_leaves_the_guest_where_it_was(rig: Rig) {

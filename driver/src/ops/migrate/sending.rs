@@ -148,11 +148,12 @@ pub(super) async fn follow(
         (defaults.silence, defaults.connect)
     };
     let began = Instant::now();
+    let mut transfer = Transfer::default();
     loop {
         let mut changes = op.domain().changes();
         let info = ask(op, rescue, silence).await?;
-        let transfer = report(op, meter, &info);
-        match watch.look(began.elapsed(), transfer.unwrap_or_default()) {
+        transfer = report(op, meter, &info).unwrap_or(transfer);
+        match watch.look(began.elapsed(), transfer) {
             Advice::GoOn => {}
             Advice::Try(remedy) => apply(op, control, remedy).await?,
             Advice::GiveUp(why) if is_over(info.status.as_ref()).is_none() => {
@@ -351,17 +352,24 @@ async fn connect(
 }
 
 fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer> {
-    let ram = info.ram.as_ref()?;
-    let transfer = Transfer {
+    let transfer = transfer(info)?;
+    meter.report(transfer);
+    let moved = transfer.total.saturating_sub(transfer.remaining);
+    op.report(moved, transfer.total);
+    Some(transfer)
+}
+
+/// How far it is, if QEMU says so. At first, after a failure, and in the instant in which it says `completed`, its counters
+/// may be missing or read 0 (7.2): that is no progress, and none undone.
+fn transfer(info: &MigrationInfo) -> Option<Transfer> {
+    let ram = info.ram.as_ref().filter(|ram| ram.total > 0)?;
+    Some(Transfer {
         sent: ram.transferred,
         remaining: ram.remaining,
         total: ram.total,
         pass: ram.dirty_sync_count,
         dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
-    };
-    meter.report(transfer);
-    op.report(ram.total.saturating_sub(ram.remaining), ram.total);
-    Some(transfer)
+    })
 }
 
 fn given_up(reason: Option<String>) -> Error {
@@ -382,4 +390,35 @@ fn given_up_on(to: &Prepared, reason: Option<String>) -> Error {
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    fn told(ram: &serde_json::Value) -> Option<Transfer> {
+        let mut info = json!({"status": "completed"});
+        if !ram.is_null() {
+            info["ram"] = ram.clone();
+        }
+        transfer(&from_value(info).expect("as QEMU says it"))
+    }
+
+    #[test]
+    fn counters_that_read_0_are_no_progress() {
+        let ram = |total: u64, sent: u64| {
+            json!({
+                "transferred": sent, "remaining": 0, "total": total, "dirty-sync-count": 0, "dirty-pages-rate": 3,
+                "page-size": 4096, "duplicate": 0, "skipped": 0, "normal": 0, "normal-bytes": 0, "mbps": 0.0,
+                "postcopy-requests": 0, "multifd-bytes": 0, "pages-per-second": 0, "subpage-count": 0,
+                "precopy-bytes": 0, "downtime-bytes": 0, "postcopy-bytes": 0, "dirty-sync-missed-zero-copy": 0,
+            })
+        };
+        assert_eq!(told(&json!(null)), None);
+        assert_eq!(told(&ram(0, 0)), None);
+        let moved = told(&ram(1 << 28, 1 << 20)).expect("it says how far it is");
+        assert_eq!((moved.sent, moved.dirty_rate), (1 << 20, 3 * 4096));
+    }
 }

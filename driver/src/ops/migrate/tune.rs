@@ -11,7 +11,6 @@ use remote_migrate::{Control, Progress};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::MigrateOptions;
 use super::sending::millis;
 use crate::context::Context;
 use crate::domain::Domain;
@@ -38,8 +37,8 @@ pub struct Tuning {
 pub(crate) struct Moves(Mutex<HashMap<Uuid, Move>>);
 
 #[derive(Clone, Debug)]
-struct Move {
-    control: Control,
+pub(super) struct Move {
+    pub(super) control: Control,
     post_copy: bool,
 }
 
@@ -56,11 +55,11 @@ pub(super) struct Underway {
 }
 
 impl Underway {
-    pub(super) fn begin(domain: &Domain, control: &Control, options: &MigrateOptions) -> Self {
+    pub(super) fn begin(domain: &Domain, control: &Control, post_copy: bool) -> Self {
         let (context, uuid) = (domain.0.context.clone(), domain.uuid());
         let known = Move {
             control: control.clone(),
-            post_copy: options.post_copy,
+            post_copy,
         };
         context.moves.with(|all| all.insert(uuid, known));
         Self { context, uuid }
@@ -120,7 +119,7 @@ impl Domain {
     }
 }
 
-fn underway(domain: &Domain) -> Result<Move, Cause> {
+pub(super) fn underway(domain: &Domain) -> Result<Move, Cause> {
     let found = domain
         .0
         .context
