@@ -124,6 +124,7 @@ impl Control {
     /// Rules in place of the other side, for whose word the migration waits: it waits no longer, and ends as
     /// [`resolve`](crate::resolve) does. `false` if it does not wait, since it did not come so far or is over; of two
     /// rulings the first stands. What became of it is told by [`ended`](Self::ended).
+    #[must_use]
     pub fn rule(&self, ruling: Ruling) -> bool {
         let mut taken = false;
         self.word.send_if_modified(|word| {

@@ -72,6 +72,11 @@ impl Inner {
 
     /// That async job has ended: nothing is to be finished or undone for it any more.
     pub(crate) async fn job_is_over(&self, id: u64) {
+        // Most write nothing down: a query is not to pay for a thread that finds nothing to do. Only the job itself notes it.
+        let is_noted = |record: &Running| record.job.as_ref().is_some_and(|job| job.id == id);
+        if !self.running.lock().await.as_ref().is_some_and(is_noted) {
+            return;
+        }
         let noted = self.note(move |record| {
             if let Some(record) = record
                 && let Some(job) = &record.job
