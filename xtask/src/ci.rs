@@ -50,10 +50,6 @@ const STEPS: &[Step] = &[
         run: || faults::run(&["daemon".into(), "--short".into()]),
     },
     Step {
-        name: "migrate",
-        run: || faults::run(&["migrate".into(), "--short".into()]),
-    },
-    Step {
         name: "test",
         run: || test::run(&[]),
     },
