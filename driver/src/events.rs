@@ -1,7 +1,9 @@
 //! What happened, for those who want to know: the kinds of news, the bounded log, the pump that fills it.
 
 mod log;
+mod mark;
 mod pump;
+mod ring;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,9 +15,10 @@ use crate::block_job::{BlockJobEnd, BlockJobKind};
 use crate::ops::Recovered;
 use crate::parts::PartKind;
 
-pub(crate) use log::{Bound, Log};
+pub(crate) use log::Log;
 pub use log::{Notice, Subscription};
 pub(crate) use pump::Pump;
+pub(crate) use ring::Bound;
 
 /// One thing that happened to one domain.
 #[derive(Clone, Debug)]
@@ -34,8 +37,8 @@ pub struct News {
 impl News {
     /// About how many bytes it takes in memory.
     fn weight(&self) -> usize {
-        /// What the allocator and the counts beside each part add.
-        const PARTS: usize = 96;
+        /// What the allocator, the counts beside each part and its places in a log add.
+        const PARTS: usize = 160;
         let told = match &self.what {
             What::Qemu(event) => {
                 let data = event.data.as_ref().map_or(0, |data| data.get().len());

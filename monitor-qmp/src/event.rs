@@ -1,4 +1,5 @@
-//! Events as QEMU sends them, and where they go. Typed views of them are in `kinds`.
+//! Events as QEMU sends them, and where they go. Typed views of them are in `kinds`,
+//! what each is about in `subject`.
 //!
 //! Knows nothing of the connection. An event that this crate does not know, or whose data has
 //! an unexpected shape, stays whole as [`QmpEvent::Other`].
@@ -11,9 +12,11 @@ use serde_json::value::RawValue;
 use crate::{error::Closed, qmp::Health};
 
 mod kinds;
+mod subject;
 
 pub(crate) use self::kinds::ALL;
 pub use self::kinds::*;
+pub use self::subject::Subject;
 
 /// One event.
 #[derive(Clone, Debug)]

@@ -14,7 +14,6 @@ use std::{
 };
 
 use futures::Stream;
-use serde::Deserialize;
 
 use crate::{
     error::Closed,
@@ -105,26 +104,13 @@ struct Subject {
     lasting: bool,
 }
 
-/// Whatever an event may name its subject by, and what tells an end.
-#[derive(Deserialize, Default, Hash)]
-#[serde(default, rename_all = "kebab-case")]
-struct Named {
-    device: Option<String>,
-    id: Option<String>,
-    path: Option<String>,
-    qom_path: Option<String>,
-    node_name: Option<String>,
-    status: Option<String>,
-}
-
 impl Subject {
     fn of(event: &Event, hasher: &RandomState) -> Self {
-        let mut named: Named = event.decode().unwrap_or_default();
-        let lasting = ends_something(&event.name, named.status.as_deref());
-        // A later status of the same subject takes the place of an earlier one, save of an end.
-        named.status = None;
-        let hash = hasher.hash_one((&event.name, &named, lasting));
-        Self { hash, lasting }
+        let subject = event.subject();
+        Self {
+            hash: hasher.hash_one(&subject),
+            lasting: subject.ends(),
+        }
     }
 }
 
@@ -231,21 +217,6 @@ impl Queue {
             }
         }
         entry.event
-    }
-}
-
-fn ends_something(name: &str, status: Option<&str>) -> bool {
-    match name {
-        "SHUTDOWN"
-        | "GUEST_PANICKED"
-        | "DEVICE_DELETED"
-        | "DEVICE_UNPLUG_GUEST_ERROR"
-        | "BLOCK_JOB_COMPLETED"
-        | "BLOCK_JOB_CANCELLED"
-        | "DUMP_COMPLETED" => true,
-        "JOB_STATUS_CHANGE" => matches!(status, Some("concluded" | "null")),
-        "MIGRATION" => matches!(status, Some("completed" | "failed" | "cancelled")),
-        _ => false,
     }
 }
 

@@ -5,10 +5,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use driver::{MonitorLink, StartOptions};
+use driver::{MonitorLink, Notice, StartOptions, What};
 use job_core::JobKind;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -19,6 +19,7 @@ use crate::rig::{Rig, Signal, kill};
 
 tests! {
     what_was_done_is_counted_by_how_it_ended,
+    a_reader_that_missed_a_flood_still_finds_what_was_told_once,
     a_qemu_that_is_silent_is_counted_explained_and_its_late_answer_as_well,
     every_operation_and_command_has_a_span_with_the_fixed_fields,
 }
@@ -78,6 +79,40 @@ async fn what_was_done_is_counted_by_how_it_ended(rig: Rig) {
     assert_eq!(web.counts().gaps, 1);
     assert_eq!(rig.driver.metrics().counts.gaps, 1);
     assert!(web.counts().events >= counts.events + 300);
+}
+
+async fn a_reader_that_missed_a_flood_still_finds_what_was_told_once(rig: Rig) {
+    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
+    let web = web.await.expect("it starts");
+    let (mut slow, mut slow_of_all) = (web.subscribe(), rig.driver.subscribe());
+    for round in 0..150 {
+        web.resume().await.expect("it runs");
+        web.pause().await.expect("it pauses");
+        if round == 10 {
+            web.reset().await.expect("it starts anew");
+        }
+    }
+    let mut seen = Vec::new();
+    while !seen.ends_with(&["RESET", "gap"]) {
+        let next = timeout(10 * SECOND, slow.next()).await;
+        match next.expect("the reset, and then a gap, is still to come") {
+            Notice::Gap { .. } => seen.push("gap"),
+            Notice::News { news, .. } if is_reset(&news.what) => seen.push("RESET"),
+            _ => {}
+        }
+    }
+    assert_eq!(seen[0], "gap", "{seen:?}");
+    // The driver's log has room for all of this.
+    while let Notice::News { news, .. } = slow_of_all.next().await {
+        if is_reset(&news.what) {
+            return;
+        }
+    }
+    panic!("there is no gap in it");
+}
+
+fn is_reset(what: &What) -> bool {
+    matches!(what, What::Qemu(event) if event.name == "RESET")
 }
 
 async fn a_qemu_that_is_silent_is_counted_explained_and_its_late_answer_as_well(rig: Rig) {

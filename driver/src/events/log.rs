@@ -1,9 +1,8 @@
 //! A bounded log with sequence numbers. Readers keep a cursor; one that is too slow is told how much it missed.
 //!
-//! The writer never waits for a reader, and a reader costs no memory. The bound is one of entries and of bytes: how long an
-//! event is, QEMU says.
+//! The writer never waits for a reader, and a reader costs no memory. What is kept, [`Ring`] decides: the bound is one of
+//! entries and of bytes, since how long an event is, QEMU says.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,46 +11,15 @@ use futures::Stream;
 use tokio::sync::watch;
 
 use crate::events::News;
+use crate::events::ring::{Bound, Ring};
 
 /// The last things that happened.
 pub(crate) struct Log {
-    bound: Bound,
-    ring: Mutex<Ring>,
+    ring: Mutex<Ring<Arc<News>>>,
     /// How many were ever written, for those who wait for the next.
     written: watch::Sender<u64>,
     /// How often a reader was told that it missed some.
     gaps: AtomicU64,
-}
-
-/// How much a log keeps. The newest entry is kept whatever its size.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound {
-    pub(crate) entries: usize,
-    pub(crate) bytes: usize,
-}
-
-#[derive(Default)]
-struct Ring {
-    entries: VecDeque<Arc<News>>,
-    /// What they weigh together.
-    bytes: usize,
-}
-
-impl Ring {
-    /// Takes an entry in. Yields those that have no place any more.
-    fn push(&mut self, news: Arc<News>, bound: Bound) -> Vec<Arc<News>> {
-        self.bytes += news.weight();
-        self.entries.push_back(news);
-        let mut old = Vec::new();
-        while self.entries.len() > bound.entries.max(1)
-            || (self.bytes > bound.bytes && self.entries.len() > 1)
-        {
-            let oldest = self.entries.pop_front().expect("there are more than one");
-            self.bytes -= oldest.weight();
-            old.push(oldest);
-        }
-        old
-    }
 }
 
 /// What a subscriber reads.
@@ -65,7 +33,8 @@ pub enum Notice {
         /// What happened.
         news: Arc<News>,
     },
-    /// The subscriber was too slow and missed these: read the state again.
+    /// The subscriber was too slow and missed these: read the state again. What each device and each job told last, and
+    /// which ended, is left out last: it comes with its own number, between gaps.
     Gap {
         /// How many.
         missed: u64,
@@ -75,8 +44,7 @@ pub enum Notice {
 impl Log {
     pub(crate) fn new(bound: Bound) -> Self {
         Self {
-            bound,
-            ring: Mutex::default(),
+            ring: Mutex::new(Ring::new(bound)),
             written: watch::Sender::new(0),
             gaps: AtomicU64::new(0),
         }
@@ -88,31 +56,27 @@ impl Log {
     }
 
     pub(crate) fn push(&self, news: Arc<News>) {
+        let (mark, weight) = (news.mark(), news.weight());
         let old = {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = ring.push(news, self.bound);
-            self.written.send_modify(|written| *written += 1);
+            let old = ring.push(news, mark, weight);
+            self.written.send_replace(ring.written());
             old
         };
         drop(old);
     }
 
-    /// Whether the entry at `cursor` is there, or was missed.
+    /// The entry at `cursor`, or how many were missed before the next that is there.
     fn read(&self, cursor: u64) -> Option<Notice> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = *self.written.borrow();
-        let oldest = written - ring.entries.len() as u64;
-        if cursor < oldest {
+        let (sequence, news) = ring.at_or_after(cursor)?;
+        if cursor < sequence {
             self.gaps.fetch_add(1, Ordering::Relaxed);
-            return Some(Notice::Gap {
-                missed: oldest - cursor,
-            });
+            let missed = sequence - cursor;
+            return Some(Notice::Gap { missed });
         }
-        let news = ring.entries.get((cursor - oldest) as usize)?.clone();
-        Some(Notice::News {
-            sequence: cursor,
-            news,
-        })
+        let news = news.clone();
+        Some(Notice::News { sequence, news })
     }
 }
 
@@ -215,6 +179,40 @@ mod tests {
                 matches!(slow.next().await, Notice::News { sequence, .. } if sequence == expected)
             );
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_job_ended_with_is_read_between_two_gaps() {
+        let log = Arc::new(Log::new(Bound {
+            entries: 6,
+            ..THREE
+        }));
+        let mut slow = Subscription::from_now(&log);
+        for _ in 0..5 {
+            log.push(news());
+        }
+        let gone = What::Gone {
+            generation: 1,
+            why: job_core::GoneWhy::ShutDown,
+        };
+        log.push(Arc::new(News {
+            what: gone,
+            ..News::clone(&news())
+        }));
+        for _ in 0..20 {
+            log.push(news());
+        }
+        assert!(matches!(slow.next().await, Notice::Gap { missed: 5 }));
+        let Notice::News { sequence: 5, news } = slow.next().await else {
+            panic!("it is still there")
+        };
+        assert!(matches!(news.what, What::Gone { generation: 1, .. }));
+        assert!(matches!(slow.next().await, Notice::Gap { missed: 15 }));
+        assert!(matches!(
+            slow.next().await,
+            Notice::News { sequence: 21, .. }
+        ));
+        assert_eq!(log.gaps(), 2);
     }
 
     #[tokio::test]
