@@ -151,6 +151,24 @@ pub(crate) async fn nodes(monitor: &Monitor<'_>) -> Result<Vec<BlockNode>, Error
     monitor.execute(query).await
 }
 
+/// Whether one of them has that name.
+pub(crate) fn is_taken(nodes: &[BlockNode], name: &str) -> bool {
+    find(nodes, name).is_some()
+}
+
+/// How much of the node of that name the guest sees.
+pub(crate) fn size_of(nodes: &[BlockNode], name: &str) -> Result<u64, Error> {
+    let node = find(nodes, name);
+    let node = node.ok_or_else(|| Cause::State(format!("QEMU has no node \"{name}\"")))?;
+    Ok(node.image.virtual_size)
+}
+
+fn find<'a>(nodes: &'a [BlockNode], name: &str) -> Option<&'a BlockNode> {
+    nodes
+        .iter()
+        .find(|node| node.node_name.as_deref() == Some(name))
+}
+
 /// Adds a node with these arguments, as [`devices::image_node`] makes them.
 pub(crate) async fn add_node(monitor: &Monitor<'_>, arguments: Value) -> Result<(), Error> {
     let add: command::BlockdevAdd =
@@ -226,12 +244,7 @@ pub(crate) async fn write_head<V: Visits>(
     // In one visit, so that the name is free when it is used.
     let monitor = op.visit().await?;
     let nodes = nodes(&monitor).await?;
-    let is_taken = |name: &str| {
-        nodes
-            .iter()
-            .any(|node| node.node_name.as_deref() == Some(name))
-    };
-    let node = devices::fresh_node(disk, is_taken);
+    let node = devices::fresh_node(disk, |name| is_taken(&nodes, name));
     let file = json!({"driver": "file", "node-name": node, "filename": image.path});
     add_node(&monitor, file).await?;
     drop(monitor);

@@ -17,6 +17,7 @@ pub(crate) mod block_jobs;
 mod call;
 mod define;
 pub(crate) mod destroy;
+mod disks;
 mod dump;
 mod files;
 mod freeze;

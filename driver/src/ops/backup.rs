@@ -26,12 +26,11 @@ use crate::error::{Cause, Error};
 use crate::grouped::Group;
 use crate::guest::DiskFormat;
 use crate::made::Made;
-use crate::ops::block_jobs::refuse_beside;
+use crate::ops::disks::chosen;
 use crate::ops::freeze::{FreezeOptions, thaw_lease};
 use crate::ops::group::{cancel_all, dismiss_all, follow};
 use crate::ops::save::blocking;
-use crate::ops::snapshot::{disk_of, drop_node, fill, is_taken, size_of};
-use crate::ops::start::as_it_runs;
+use crate::ops::snapshot::{drop_node, fill};
 use crate::ops::{AsyncOp, Call};
 use crate::records::{Copied, Copies, Work};
 
@@ -151,22 +150,11 @@ async fn plan(
     targets: Vec<BackupTarget>,
     options: &BackupOptions,
 ) -> Result<(Vec<Plan>, Copies), Error> {
-    for target in &targets {
-        refuse_beside(op.domain(), Some(&target.disk)).await?;
-    }
-    let guest = as_it_runs(op.domain()).await?;
-    if targets.is_empty() {
-        return Err(Cause::BadRequest("no disk is named".into()).into());
-    }
+    let disks = chosen(op.domain(), targets.iter().map(|target| &*target.disk)).await?;
     let monitor = op.monitor().await?;
     let nodes = block::nodes(&monitor).await?;
-    let (mut plans, mut all) = (Vec::<Plan>::new(), Vec::new());
-    for target in targets {
-        let disk = disk_of(&guest, &target.disk)?;
-        if plans.iter().any(|plan| plan.disk == disk.name) {
-            let text = format!("disk \"{}\" is named twice", disk.name);
-            return Err(Cause::BadRequest(text).into());
-        }
+    let (mut plans, mut all) = (Vec::new(), Vec::new());
+    for (disk, target) in disks.into_iter().zip(targets) {
         let source = block::node_at(&monitor, &disk.name).await?;
         let mut is_bitmap_new = false;
         if let Some(name) = options.of.bitmap() {
@@ -182,7 +170,7 @@ async fn plan(
         }
         let path = target.path.clone();
         let file = blocking(move || Made::plan(&path)).await?;
-        let node = fresh_node(&disk.name, |name| is_taken(&nodes, name));
+        let node = fresh_node(&disk.name, |name| block::is_taken(&nodes, name));
         all.push(Copied {
             job: format!("backup-{node}"),
             source: source.clone(),
@@ -191,11 +179,11 @@ async fn plan(
             is_bitmap_new,
         });
         plans.push(Plan {
-            disk: disk.name.clone(),
+            disk: disk.name,
             image: NewImage {
                 path: target.path,
                 format: DiskFormat::Qcow2,
-                size: size_of(&nodes, &source)?,
+                size: block::size_of(&nodes, &source)?,
                 backing: target.behind.map(|path| (path, DiskFormat::Qcow2)),
             },
         });

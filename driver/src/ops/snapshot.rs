@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use agent_qga::Thawed;
 use job_core::{AsyncKind, Guard, KindSet};
-use monitor_qmp::command::{self, BlockNode, RunState, Transaction, TransactionAction};
+use monitor_qmp::command::{self, RunState, Transaction, TransactionAction};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -24,11 +24,10 @@ use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
 use crate::guest::{Disk, DiskFormat, Guest};
 use crate::made::Made;
-use crate::ops::block_jobs::refuse_beside;
+use crate::ops::disks::chosen;
 use crate::ops::freeze::{FreezeOptions, thaw_lease};
 use crate::ops::job_watch::dismiss;
 use crate::ops::save::{SaveOptions, blocking, drop_memory, memory_into, stop_writing};
-use crate::ops::start::as_it_runs;
 use crate::ops::visit::describe;
 use crate::ops::{AsyncOp, Call};
 use crate::parts::Scope;
@@ -160,35 +159,24 @@ async fn plan(
     overlays: Vec<(String, PathBuf)>,
     options: &SnapshotOptions,
 ) -> Result<(Vec<Plan>, Layers), Error> {
-    for (disk, _) in &overlays {
-        refuse_beside(op.domain(), Some(disk)).await?;
-    }
-    let guest = as_it_runs(op.domain()).await?;
-    if overlays.is_empty() {
-        return Err(Cause::BadRequest("no disk is named".into()).into());
-    }
+    let disks = chosen(op.domain(), overlays.iter().map(|(disk, _)| &**disk)).await?;
     let monitor = op.monitor().await?;
     let was_running = monitor.execute(command::QueryStatus).await?.running;
     let nodes = block::nodes(&monitor).await?;
-    let mut plans = Vec::<Plan>::new();
-    for (disk, path) in overlays {
-        let disk = disk_of(&guest, &disk)?;
-        if plans.iter().any(|plan| plan.layer.disk == disk.name) {
-            let text = format!("disk \"{}\" is named twice", disk.name);
-            return Err(Cause::BadRequest(text).into());
-        }
+    let mut plans = Vec::new();
+    for (disk, (_, path)) in disks.into_iter().zip(overlays) {
         let base = block::node_at(&monitor, &disk.name).await?;
         let image = NewImage {
             path: path.clone(),
             format: DiskFormat::Qcow2,
-            size: size_of(&nodes, &base)?,
+            size: block::size_of(&nodes, &base)?,
             backing: Some((disk.path.clone(), disk.format)),
         };
         let file = blocking(move || Made::plan(&path)).await?;
         let layer = Layer {
-            node: fresh_node(&disk.name, |name| is_taken(&nodes, name)),
-            disk: disk.name.clone(),
-            below: disk.path.clone(),
+            node: fresh_node(&disk.name, |name| block::is_taken(&nodes, name)),
+            disk: disk.name,
+            below: disk.path,
             below_format: disk.format,
             file,
         };
@@ -207,34 +195,6 @@ async fn plan(
         is_taking: false,
     };
     Ok((plans, layers))
-}
-
-/// A disk that the guest may write to.
-pub(crate) fn disk_of<'a>(guest: &'a Guest, name: &str) -> Result<&'a Disk, Error> {
-    let found = guest.disks.iter().find(|disk| disk.name == name);
-    match found {
-        Some(disk) if disk.read_only => {
-            let text = format!("disk \"{name}\" is read-only");
-            Err(Cause::BadRequest(text).into())
-        }
-        Some(disk) => Ok(disk),
-        None => Err(Cause::BadRequest(format!("there is no disk \"{name}\"")).into()),
-    }
-}
-
-/// How much of it the guest sees.
-pub(crate) fn size_of(nodes: &[BlockNode], name: &str) -> Result<u64, Error> {
-    let node = nodes
-        .iter()
-        .find(|node| node.node_name.as_deref() == Some(name));
-    let node = node.ok_or_else(|| Cause::State(format!("QEMU has no node \"{name}\"")))?;
-    Ok(node.image.virtual_size)
-}
-
-pub(crate) fn is_taken(nodes: &[BlockNode], name: &str) -> bool {
-    nodes
-        .iter()
-        .any(|node| node.node_name.as_deref() == Some(name))
 }
 
 /// Makes the overlays' images and nodes, and saves the guest's memory.
@@ -402,7 +362,7 @@ pub(crate) async fn undo(op: &mut AsyncOp, layers: &Layers) -> Result<(), Error>
 pub(crate) async fn drop_node(op: &mut AsyncOp, name: &str) -> Result<(), Error> {
     dismiss(op, &block::creating(name)).await?;
     let monitor = op.monitor().await?;
-    if is_taken(&block::nodes(&monitor).await?, name) {
+    if block::is_taken(&block::nodes(&monitor).await?, name) {
         block::remove_node(&monitor, name).await?;
     }
     Ok(())

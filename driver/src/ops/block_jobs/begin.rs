@@ -147,11 +147,7 @@ async fn fill(
     };
     let monitor = op.monitor()?;
     let nodes = block::nodes(&monitor).await?;
-    let is_taken = |name: &str| {
-        let mut names = nodes.iter().filter_map(|node| node.node_name.as_deref());
-        names.any(|node| node == name)
-    };
-    let node = devices::fresh_node(&disk.name, is_taken);
+    let node = devices::fresh_node(&disk.name, |name| block::is_taken(&nodes, name));
     block::add_node(&monitor, devices::image_node(&copy, &node, None)).await?;
     let source = block::node_at(&monitor, &disk.name).await?;
     let mut begin = command::BlockdevMirror::new(source, node, SyncMode::Full)
