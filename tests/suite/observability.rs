@@ -75,7 +75,7 @@ async fn what_was_done_is_counted_by_how_it_ended(rig: Rig) {
         web.resume().await.expect("it runs");
         web.pause().await.expect("it pauses");
     }
-    assert!(matches!(slow.next().await, driver::Notice::Gap { .. }));
+    assert!(matches!(slow.next().await, Notice::Gap { .. }));
     assert_eq!(web.counts().gaps, 1);
     assert_eq!(rig.driver.metrics().counts.gaps, 1);
     assert!(web.counts().events >= counts.events + 300);
