@@ -14,7 +14,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
-use job_core::{AsyncKind, Guard};
+use job_core::{AsyncKind, Guard, Stop};
 use remote_migrate::verdict::Ruling;
 use remote_migrate::{Control, Journal, Limits, MigrationId, Peer, Plan, Record, Report, Side};
 use serde::{Deserialize, Serialize};
@@ -296,16 +296,18 @@ async fn leave(
     let moving = remote_migrate::migrate(&plan, &host, &peer, &journal, &control);
     tokio::pin!(moving);
     let moved = async {
-        tokio::select! {
-            moved = &mut moving => moved,
-            _ = token.stop() => match control.cancel() {
-                Ok(()) => tokio::select! {
-                    moved = &mut moving => moved,
-                    never = free_if_stuck(&domain, &rescue) => match never {},
-                },
-                // The migration goes on then, and says how it ended.
-                Err(_late) => moving.await,
+        let stop = tokio::select! {
+            moved = &mut moving => return moved,
+            stop = token.stop() => stop,
+        };
+        match stop {
+            Stop::Cancelled(_) if control.cancel().is_ok() => tokio::select! {
+                moved = &mut moving => moved,
+                never = free_if_stuck(&domain, &rescue) => match never {},
             },
+            // It is too late, or the guest died, which each step meets by itself: one that was cut short might leave the other
+            // side waiting for memory, with nobody ever to connect to it. The migration says how it ended.
+            _ => moving.await,
         }
     };
     tokio::select! {
