@@ -97,7 +97,7 @@ impl Domain {
     ///
     /// Done means that it was asked for; how it went is told by the migration itself. Refused as
     /// [`State`](crate::ErrorKind::State) if none is under way, or one that was not begun with
-    /// [`post_copy`](MigrateOptions::post_copy).
+    /// [`post_copy`](crate::MigrateOptions::post_copy).
     pub fn post_copy(&self) -> Call<()> {
         self.normal("post-copy", JobKind::MigrationOp, |op| async move {
             let found = underway(op.domain())?;
