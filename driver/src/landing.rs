@@ -164,15 +164,11 @@ impl Landing {
 
     /// Where others find what QEMU said it listens on.
     pub(crate) fn found(&self, at: &Listening) -> Result<String, Cause> {
-        match (&self.place, &at.path, &at.port) {
+        let port = at.port.as_ref().and_then(|port| port.parse().ok());
+        match (&self.place, &at.path, port) {
             (Place::Unix, Some(path), _) => Ok(format!("unix:{path}")),
             (Place::Tcp { address, name, .. }, _, Some(port)) => {
-                let host = match (name, address) {
-                    (Some(name), _) => name.clone(),
-                    (None, IpAddr::V4(address)) => address.to_string(),
-                    (None, IpAddr::V6(address)) => format!("[{address}]"),
-                };
-                Ok(format!("tcp:{host}:{port}"))
+                Ok(reached(name.as_deref(), SocketAddr::new(*address, port)))
             }
             _ => Err(Cause::State(format!("QEMU listens elsewhere, on {at:?}"))),
         }
@@ -259,11 +255,7 @@ impl Landing {
                 let bound = TcpListener::bind(SocketAddr::new(*address, 0)).await;
                 let listener = bound.map_err(failed)?;
                 let at = listener.local_addr().map_err(failed)?;
-                let connect = match name {
-                    Some(name) => format!("tcp:{name}:{}", at.port()),
-                    None => format!("tcp:{at}"),
-                };
-                (Listener::Tcp(listener), connect)
+                (Listener::Tcp(listener), reached(name.as_deref(), at))
             }
         })
     }
@@ -370,6 +362,14 @@ async fn accept(listener: &Listener, ticket: Ticket, silence: Duration) -> io::R
             })
         }
     })
+}
+
+/// How others reach what listens there: by that name, if this host has one for them.
+fn reached(name: Option<&str>, at: SocketAddr) -> String {
+    match name {
+        Some(name) => format!("tcp:{name}:{}", at.port()),
+        None => format!("tcp:{at}"),
+    }
 }
 
 /// Reads the ticket, and not a byte of what follows it.

@@ -7,7 +7,7 @@ use driver::{Landing, MigrateOptions};
 use libtest_mimic::Completion;
 
 use super::tls::Authority;
-use super::{SECOND, peer};
+use super::{SECOND, counts_on, peer};
 use crate::rig::{Env, Rig, boot};
 
 /// What has a newer QEMU, or why that is not tested here.
@@ -37,13 +37,7 @@ async fn moves(rig: &Rig, there: &Rig, options: MigrateOptions) {
         "{}",
         definition.machine
     );
-    let console = rig.console("web");
-    let last = *console.ticks().last().expect("it counted");
-    let on = console.past(last + 2, 20 * SECOND).await;
-    on.expect("it goes on");
-    let ticks = console.ticks();
-    let is_gapless = ticks.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    assert!(is_gapless, "no gap, no repeat: {ticks:?}");
+    counts_on(rig, 2, 20 * SECOND).await;
 }
 
 pub(super) async fn a_guest_that_arrived_has_the_full_name_of_its_machine(rig: Rig) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use driver::{Domain, ErrorKind, MigrateOptions, Policy, Remedy, StartOptions};
 use remote_migrate::Owner;
 
-use super::{SECOND, peer};
+use super::{SECOND, counts_on, peer};
 use crate::rig::Rig;
 
 /// For ever, if nothing is done about it.
@@ -36,16 +36,6 @@ async fn busy(rig: &Rig) -> Domain {
     domain
 }
 
-async fn counts_on(rig: &Rig) {
-    let console = rig.console("web");
-    let last = *console.ticks().last().expect("it counted");
-    let on = console.past(last + 1, 30 * SECOND).await;
-    on.expect("it counts on");
-    let ticks = console.ticks();
-    let is_gapless = ticks.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    assert!(is_gapless, "no gap, no repeat: {ticks:?}");
-}
-
 pub(super) async fn a_guest_that_writes_faster_than_can_be_sent_stays_when_its_policy_says_so(
     rig: Rig,
 ) {
@@ -59,7 +49,7 @@ pub(super) async fn a_guest_that_writes_faster_than_can_be_sent_stays_when_its_p
     let text = format!("{error:#}");
     assert!(text.contains("longer than its policy allows"), "{text}");
     assert!(domain.query_status().await.expect("it answers").running);
-    counts_on(&rig).await;
+    counts_on(&rig, 1, 30 * SECOND).await;
 }
 
 pub(super) async fn a_guest_that_writes_faster_than_can_be_sent_arrives_once_it_may_stand_still_for_longer(
@@ -79,7 +69,7 @@ async fn arrives_by(rig: Rig, remedy: Remedy) {
     let report = moved.await.expect("it moves");
     assert_eq!((report.owner, report.settled), (Owner::Destination, true));
     assert!(report.took >= SECOND * 8, "not before its deadline");
-    counts_on(&rig).await;
+    counts_on(&rig, 1, 30 * SECOND).await;
 }
 
 pub(super) async fn options_that_contradict_each_other_are_refused_before_anything_is_begun(

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::tls::Authority;
-use super::{SECOND, is_performing, peer, slow};
+use super::{SECOND, counts_on, is_performing, peer, slow};
 use crate::rig::{Rig, boot, jobs_until};
 
 fn slow_with_post_copy() -> MigrateOptions {
@@ -63,13 +63,7 @@ async fn arrives(
     assert_eq!((report.owner, report.settled), (Owner::Destination, true));
     let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
-    let console = rig.console("web");
-    let last = *console.ticks().last().expect("it counted");
-    let on = console.past(last + 2, 20 * SECOND).await;
-    on.expect("it goes on");
-    let ticks = console.ticks();
-    let is_gapless = ticks.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    assert!(is_gapless, "no gap, no repeat: {ticks:?}");
+    counts_on(rig, 2, 20 * SECOND).await;
     let reset = moved.reset().deadline(10 * SECOND).await;
     reset.expect("nobody holds it any more");
 }

@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
-use super::{SECOND, is_performing, peer, slow};
+use super::{SECOND, counts_on, is_performing, peer, slow};
 use crate::rig::{Env, Rig, Signal, boot, kill};
 
 /// A daemon on a runtime of its own. Its death is that this is torn from under it: as near to a kill as one process
@@ -278,19 +278,6 @@ impl Peer for Mortal {
     }
 }
 
-pub(super) fn is_gapless(rig: &Rig) -> bool {
-    let ticks = rig.console("web").ticks();
-    ticks.windows(2).all(|pair| pair[1] == pair[0] + 1)
-}
-
-pub(super) async fn counts_on(rig: &Rig) {
-    let console = rig.console("web");
-    let last = console.ticks().last().copied().unwrap_or_default();
-    let on = console.past(last, 20 * SECOND).await;
-    on.expect("it counts on");
-    assert!(is_gapless(rig), "{:?}", console.ticks());
-}
-
 pub(super) async fn a_destination_that_dies_before_it_is_asked_takes_the_guest_when_it_is_back(
     rig: Rig,
 ) {
@@ -324,7 +311,7 @@ async fn arrives_past_a_death(rig: Rig, dies: Dies) {
     assert_eq!(domain.observed().run, Run::Off);
     let moved = there.guest(&domain).await.expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 /// The way to a daemon whose answer to the offer of the guest never comes. What it does it does on its own runtime.
@@ -380,7 +367,7 @@ pub(super) async fn a_source_that_dies_before_it_hears_the_answer_gives_the_gues
     off.expect("its QEMU here ends");
     let moved = rig.driver.by_uuid(web.uuid()).expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 pub(super) async fn a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back(
@@ -398,7 +385,7 @@ pub(super) async fn a_source_that_dies_while_memory_moves_keeps_the_guest_when_i
     assert_eq!((report.owner, report.settled), (Owner::Source, true));
     assert!(web.query_status().await.expect("it answers").running);
     assert!(rig.driver.by_uuid(web.uuid()).is_none(), "it was forgotten");
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 /// Boots a guest in a daemon that is about to die, and begins to move it.

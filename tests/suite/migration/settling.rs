@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::restart::{Daemon, Deaf, Town, begins_to_move, counts_on};
-use super::{SECOND, is_performing, slow};
+use super::restart::{Daemon, Deaf, Town, begins_to_move};
+use super::{SECOND, counts_on, is_performing, slow};
 use crate::rig::{Rig, Signal, boot, kill};
 
 fn between_both() -> MigrateOptions {
@@ -79,7 +79,7 @@ pub(super) async fn a_source_that_is_back_settles_by_itself_what_it_left(rig: Ri
     assert_eq!(all.expect("all were looked at")[0].became, Became::Finished);
     let moved = rig.driver.by_uuid(uuid).expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 /// The way to the daemon that lives there, if one does.
@@ -135,7 +135,7 @@ pub(super) async fn a_destination_that_is_back_discards_by_itself_what_its_sourc
         assert_eq!(copy.observed().run, Run::Off);
     }
     moving.abort();
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 /// The way to a daemon that is never asked to take the guest: the source dies before.
@@ -184,7 +184,7 @@ pub(super) async fn an_operator_lets_a_complete_copy_run_whose_source_is_fenced(
     assert_eq!(ruled.await.expect("it is done"), Some(Owner::Destination));
     let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 pub(super) async fn an_operator_rules_at_once_while_the_call_that_migrates_still_asks(rig: Rig) {
@@ -212,5 +212,5 @@ pub(super) async fn an_operator_rules_at_once_while_the_call_that_migrates_still
     let text = format!("{error:#}");
     assert!(text.contains("an operator ruled"), "{text}");
     assert!(domain.query_status().await.expect("it answers").running);
-    counts_on(&rig).await;
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
