@@ -450,15 +450,16 @@ impl Hand {
             .collect()
     }
 
-    /// Ends the guest of the last run, and looks once more for what is left.
+    /// Ends the guest of the last run, and looks once more for what is left. The disk of one that is off was judged with its run.
     pub(crate) fn end(&mut self) -> Result<(), String> {
         let status = self.daemon()?.must("status")?;
-        if status != "off" && status != "unknown" {
+        let is_up = status != "off" && status != "unknown";
+        if is_up {
             self.daemon()?.must("destroy")?;
         }
         let (guests, left) = (self.guests(), self.left_behind());
         if guests.is_empty() && left.is_empty() {
-            return self.check_disk();
+            return if is_up { self.check_disk() } else { Ok(()) };
         }
         Err(format!(
             "left in the end: processes {guests:?}, files {left:?}"

@@ -1,5 +1,6 @@
 //! The guest's disk, and the files that jobs make of it: what there is before a run, and what must be there after it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,6 +13,10 @@ use crate::rig::ext4;
 /// What `qemu-img check` ends with if an image is sound and holds clusters that nothing uses: a QEMU that was killed leaves
 /// such.
 const LEAKS_ONLY: i32 = 3;
+
+/// Where in a qcow2 table's entry the place of its cluster is, and how large those of our images are.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const CLUSTER: u64 = 64 << 10;
 
 /// The row that a job of storage left. `work` says whether the record is of that job, `is_set` whether a flag in it is.
 pub(crate) fn row(work: impl Fn(&str) -> bool, is_set: impl Fn(&str) -> bool) -> Option<Row> {
@@ -123,7 +128,14 @@ impl Hand {
             }
             _ => fs::remove_file(file).map_err(|error| error.to_string())?,
         }
-        if is_off { self.check_disk() } else { Ok(()) }
+        if !is_off {
+            return Ok(());
+        }
+        let is_cut = matches!(
+            doing,
+            Doing::InsideSave | Doing::InsideLoad | Doing::InsideDelete
+        );
+        self.check_layers(if is_cut { is_bookkeeping } else { |_| false })
     }
 
     /// An image of raw bytes, for a disk that comes and goes.
@@ -189,12 +201,22 @@ impl Hand {
 
     /// The guest's disk is sound, in all of its layers.
     pub(crate) fn check_disk(&self) -> Result<(), String> {
-        self.check(&crate::disk(&self.dir))?;
-        self.layers.iter().try_for_each(|layer| self.check(layer))
+        self.check_layers(|_| false)
     }
 
-    /// An image without a fault; clusters that nothing uses, or that are not marked as unshared, are none.
+    fn check_layers(&self, is_spared: fn(&str) -> bool) -> Result<(), String> {
+        let disk = crate::disk(&self.dir);
+        let mut all = std::iter::once(&disk).chain(&self.layers);
+        all.try_for_each(|image| self.check_but(image, is_spared))
+    }
+
+    /// An image without a fault; clusters that nothing uses are none.
     pub(crate) fn check(&self, image: &Path) -> Result<(), String> {
+        self.check_but(image, |_| false)
+    }
+
+    /// The same, but for what `qemu-img` says that is spared.
+    fn check_but(&self, image: &Path, is_spared: fn(&str) -> bool) -> Result<(), String> {
         let ran = Command::new(&self.env.qemu_img)
             .args(["check", "-q"])
             .arg(image)
@@ -203,27 +225,69 @@ impl Hand {
             .map_err(|error| error.to_string())?;
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
         let is_sound = ran.status.success() || ran.status.code() == Some(LEAKS_ONLY);
-        if is_sound || is_only_unmarked(&said) {
+        if is_sound || is_spared(&said) {
             return Ok(());
         }
         Err(format!("{} is damaged: {said}", image.display()))
     }
 }
 
-/// Whether the only errors are clusters of one owner that are not marked as such: a QEMU that was killed while it deleted a
-/// snapshot leaves those. They are copied when they are written to next, and nothing is lost; a cluster that is marked so and
-/// has several owners would be.
-fn is_only_unmarked(said: &str) -> bool {
-    let mut errors = said
+/// Whether all that `qemu-img` calls an error is the mark of clusters that have one owner: missing, or set before a count
+/// that is too high went down. A QEMU that is killed at a snapshot inside the image leaves those, since it writes marks and
+/// counts one after the other. Such a cluster is written to in place or copied first, and both are right, since nobody shares
+/// it; one that is marked and has several owners would be damaged by the next write.
+fn is_bookkeeping(said: &str) -> bool {
+    let owners: HashMap<u64, u64> = said
         .lines()
-        .filter(|line| line.starts_with("ERROR"))
-        .peekable();
-    let is_unmarked = |line: &str| {
-        line.starts_with("ERROR OFLAG_COPIED") && line.trim_end().ends_with("refcount=1")
+        .filter_map(|line| {
+            let (cluster, counts) = line.strip_prefix("Leaked cluster ")?.split_once(' ')?;
+            let owners = counts.rsplit_once("reference=")?.1;
+            Some((cluster.parse().ok()?, owners.trim().parse().ok()?))
+        })
+        .collect();
+    let has_one_owner = |line: &str| {
+        let (_, mark) = line
+            .strip_prefix("ERROR OFLAG_COPIED ")?
+            .split_once("_entry=")?;
+        let (entry, count) = mark.split_once(" refcount=")?;
+        let cluster = (u64::from_str_radix(entry, 16).ok()? & OFFSET) / CLUSTER;
+        let counted = count.trim().parse().ok()?;
+        Some(*owners.get(&cluster).unwrap_or(&counted) == 1)
     };
-    errors.peek().is_some() && errors.all(is_unmarked)
+    let errors = said.lines().filter(|line| line.starts_with("ERROR"));
+    let all: Vec<_> = errors.map(has_one_owner).collect();
+    !all.is_empty() && all.iter().all(|one| *one == Some(true))
 }
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("our own paths are text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_is_missing_or_early_on_a_cluster_of_one_owner_is_spared() {
+        for said in [
+            "Leaked cluster 1448 refcount=1 reference=0\nERROR OFLAG_COPIED L2 cluster: l1_index=0 l1_entry=40000 refcount=1\n",
+            "Leaked cluster 5 refcount=2 reference=1\nERROR OFLAG_COPIED data cluster: l2_entry=8000000000050000 refcount=2\n",
+        ] {
+            assert!(is_bookkeeping(said), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_shared_or_counted_too_low_is_damage() {
+        for said in [
+            "",
+            "qemu-img: Could not open it",
+            "ERROR OFLAG_COPIED data cluster: l2_entry=8000000000050000 refcount=2\n",
+            "Leaked cluster 6 refcount=2 reference=1\nERROR OFLAG_COPIED data cluster: l2_entry=8000000000050000 refcount=2\n",
+            "Leaked cluster 5 refcount=3 reference=2\nERROR OFLAG_COPIED data cluster: l2_entry=8000000000050000 refcount=3\n",
+            "ERROR OFLAG_COPIED L2 cluster: l1_index=0 l1_entry=40000 refcount=1\nERROR cluster 4 refcount=1 reference=2\n",
+        ] {
+            assert!(!is_bookkeeping(said), "{said}");
+        }
+    }
 }
