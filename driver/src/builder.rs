@@ -36,7 +36,7 @@ const DRIVER_LOG: Bound = Bound {
     bytes: 4 << 20,
 };
 
-/// A child that a driver had forked when it ended, to become QEMU, holds the driver's lock until it is QEMU.
+/// A child that a driver had made when it ended, to become QEMU, holds the driver's lock until it is QEMU.
 const LONGEST_FORK: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
 

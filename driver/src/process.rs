@@ -1,7 +1,4 @@
-#![expect(
-    unsafe_code,
-    reason = "prepares a child between fork and exec, and watches its pidfd"
-)]
+#![expect(unsafe_code, reason = "watches the pidfd of a process")]
 //! A QEMU process: started in its own session, watched and signalled through its pidfd, never through a number.
 //!
 //! Knows nothing of QEMU's arguments or protocols. [`Launcher`] is the seam for daemons that start processes elsewhere (a
@@ -12,18 +9,17 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
-use rustix::fs::FlockOperation;
 use rustix::process::{Flock, FlockType, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 
 use crate::records::Identity;
+
+mod spawn;
 
 /// A process to be started.
 #[derive(Debug)]
@@ -66,52 +62,10 @@ pub struct Plain;
 #[async_trait]
 impl Launcher for Plain {
     async fn launch(&self, launch: Launch) -> io::Result<(u32, OwnedFd)> {
-        // The fork of a large daemon takes milliseconds, which no other task should wait for.
-        tokio::task::spawn_blocking(move || spawn(launch))
+        // The thread stands still until the child is the program, whose file may be far away.
+        tokio::task::spawn_blocking(move || spawn::spawn(launch))
             .await
             .map_err(io::Error::other)?
-    }
-}
-
-fn spawn(launch: Launch) -> io::Result<(u32, OwnedFd)> {
-    let Launch {
-        program,
-        arguments,
-        descriptors,
-        stderr,
-        lock,
-    } = launch;
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(stderr);
-    let prepare = move || {
-        rustix::process::setsid()?;
-        for descriptor in &descriptors {
-            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
-        }
-        // Closing the file would unlock it, so the program gets it, too.
-        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?;
-        rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes a few system calls and allocates nothing, so it cannot meet a lock
-    // that another thread held at the fork.
-    unsafe { command.pre_exec(prepare) };
-    let mut child = command.spawn()?;
-    // Nobody has waited for the child yet, so its pid cannot have been given to another process.
-    let opened =
-        pid(child.id()).and_then(|pid| Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?));
-    match opened {
-        Ok(pidfd) => Ok((child.id(), pidfd)),
-        Err(error) => {
-            // Out of descriptors, say: what cannot be watched must not run.
-            let _ended = child.kill();
-            let _status = child.wait();
-            Err(error)
-        }
     }
 }
 
@@ -328,7 +282,7 @@ pub(crate) fn number(descriptor: &OwnedFd) -> i32 {
 mod tests {
     use super::*;
 
-    fn sh(script: &str) -> Launch {
+    pub(super) fn sh(script: &str) -> Launch {
         Launch {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],

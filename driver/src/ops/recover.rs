@@ -47,7 +47,7 @@ use self::settle::{of_the_gone, remains, settle};
 pub(crate) use load::recover_all;
 pub(crate) use reconnect::reconnect;
 
-/// A QEMU that listens has taken its lock long before: it does so between fork and exec.
+/// A QEMU that listens has taken its lock long before: it does so before it is the program.
 const LOCKED_BY: Duration = Duration::from_secs(5);
 /// One that was killed ends within this, or is the kernel's matter.
 const ENDING: Duration = Duration::from_secs(10);
