@@ -176,6 +176,7 @@ impl Rig {
             memory_mib: 256,
             kernel: Some(kernel),
             serial: Serial::File(self.console_path(name)),
+            extra_arguments: uneven_memory(256).to_vec(),
             ..Guest::new(name)
         }
     }
@@ -214,6 +215,17 @@ impl Drop for Rig {
             }
         }
     }
+}
+
+/// Words to QEMU for so much memory and two pages more, which it can move under emulation without losing a write.
+///
+/// QEMU 7.2 collects which pages were written to 64 at a time where a memory is made of whole such groups, and forgets to
+/// tell the emulated processor then, which goes on writing without a note. What it wrote last to such a page stays behind:
+/// mostly what its kernel writes most, so that it finds a broken timer or stack after a move. Memory that is not made of
+/// whole groups is collected page by page, and the processor told of each. Under a bare script that moves a guest of 128 MiB
+/// with a downtime limit of 2 ms six of 75 moves left it broken, and none of 302 with two pages more.
+pub(crate) fn uneven_memory(mib: u64) -> [String; 2] {
+    ["-m".to_owned(), format!("size={}k", mib * 1024 + 8)]
 }
 
 /// Sends a signal to a process this rig started and has not reaped.

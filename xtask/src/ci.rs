@@ -46,8 +46,12 @@ const STEPS: &[Step] = &[
         run: || verify::run(&["--short".into()]),
     },
     Step {
-        name: "faults",
+        name: "faults daemon",
         run: || faults::run(&["daemon".into(), "--short".into()]),
+    },
+    Step {
+        name: "faults migrate",
+        run: || faults::run(&["migrate".into(), "--short".into()]),
     },
     Step {
         name: "test",
@@ -93,7 +97,7 @@ fn command(arguments: &[&str]) -> Command {
 fn table(times: &[(&str, Duration, bool)]) -> String {
     let row = |(name, time, ok): &(&str, Duration, bool)| {
         format!(
-            "{name:<8} {:>7.1} s  {}",
+            "{name:<14} {:>7.1} s  {}",
             time.as_secs_f64(),
             if *ok { "ok" } else { "FAILED" }
         )
@@ -113,7 +117,7 @@ mod tests {
         ];
         assert_eq!(
             table(&times),
-            "format       0.4 s  ok\ntest        61.0 s  FAILED"
+            "format             0.4 s  ok\ntest              61.0 s  FAILED"
         );
     }
 }

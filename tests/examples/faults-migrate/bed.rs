@@ -14,7 +14,7 @@ use crate::cells::{Point, Side};
 use crate::gate;
 use crate::host::Host;
 use crate::lab::Lab;
-use crate::rig::{Console, Env, Signal, kill};
+use crate::rig::{Console, Env, Signal, kill, uneven_memory};
 use crate::witness::{Life, Witness};
 
 /// Between two looks at what tells nobody that it changed.
@@ -22,6 +22,8 @@ pub(crate) const LOOK: Duration = Duration::from_millis(5);
 /// MiB a second: fast where memory is not the point, slow where the fault is to come while it moves.
 const FAST: u64 = 400;
 const SLOW: u64 = 24;
+/// MiB of the guest.
+const MEMORY: u64 = 128;
 /// The longest a daemon takes to come to a point, and memory to begin to move.
 const REACHED: Duration = Duration::from_secs(15);
 
@@ -73,13 +75,14 @@ impl Bed {
             "socket,id=witness,path={}",
             self.dir.join("witness").display()
         );
-        let extra = ["-chardev", &witness, "-mon", "chardev=witness,mode=control"];
+        let dials = ["-chardev", &witness, "-mon", "chardev=witness,mode=control"];
+        let dials = dials.map(str::to_owned).into_iter();
         let guest = Guest {
             uuid: self.uuid,
-            memory_mib: 128,
+            memory_mib: MEMORY,
             kernel: Some(kernel),
             serial: Serial::File(self.dir.join("console")),
-            extra_arguments: extra.map(str::to_owned).to_vec(),
+            extra_arguments: dials.chain(uneven_memory(MEMORY)).collect(),
             ..Guest::new(crate::NAME)
         };
         serde_json::to_string(&guest).expect("a guest is JSON")

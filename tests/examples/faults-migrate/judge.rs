@@ -23,6 +23,9 @@ const SAID: Duration = Duration::from_secs(5);
 /// Between two questions to the daemons.
 const AGAIN: Duration = Duration::from_millis(25);
 
+/// How a kernel says that its memory is not what it was. It may go on after the first two.
+const BROKEN: [&str; 3] = ["BUG: ", "Oops: ", "Kernel panic"];
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
@@ -224,8 +227,9 @@ impl Bed {
         if let Some(line) = text.lines().find(|line| line.contains("CORRUPT")) {
             return Err(format!("its memory is not what it was: {line}"));
         }
-        if let Some(line) = text.lines().find(|line| line.contains("Kernel panic")) {
-            return Err(format!("its kernel gave up: {line}"));
+        let is_broken = |line: &&str| BROKEN.iter().any(|words| line.contains(words));
+        if let Some(line) = text.lines().find(is_broken) {
+            return Err(format!("its kernel found itself broken: {line}"));
         }
         let ticks = self.console().ticks();
         match ticks.windows(2).find(|pair| pair[1] != pair[0] + 1) {

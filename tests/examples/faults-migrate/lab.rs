@@ -3,10 +3,7 @@
 //!
 //! A dead connection is given up after some three seconds in there (`tcp_retries2=3`), not after a quarter of an hour.
 //!
-//! All that runs in there takes precedence over the rest of the machine, as on hosts of its own. QEMU's emulator (7.2) loses
-//! a write now and then while memory moves, and the guest's kernel gives up afterwards. Under a bare script as well: on a
-//! machine asked for several times the work it can do three of 181 moves ended so. With precedence it is rarer and not gone:
-//! none of 300 bare moves, two of 300 runs. A guest that ends so fails its run, since nobody can tell whose fault it was.
+//! All that runs in there takes precedence over the rest of the machine, as on hosts of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
