@@ -123,8 +123,7 @@ impl Arrivals {
         );
         self.context.tracker.spawn(async move {
             let work = move |op: AsyncOp| hold(op, moving, told, ready);
-            // Its end is told to those who follow the domain, and seen by the next look.
-            let _end = held
+            let end = held
                 .run_async(
                     "arrive",
                     AsyncKind::MigrationIn,
@@ -133,6 +132,11 @@ impl Arrivals {
                     work,
                 )
                 .await;
+            if end.is_err() {
+                // It is told to those who follow the domain, and what is left is cleared away soon, whether the other side
+                // asks or not.
+                held.0.context.settling.left(held.uuid());
+            }
         });
         let late = |_| Cause::TimedOut {
             what: "a QEMU to take the guest",

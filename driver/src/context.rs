@@ -46,6 +46,9 @@ pub struct Defaults {
     /// The connection that carries the memory of a guest that moves: given up when the other host has been silent for so
     /// long. 15 s, as at the door of migrations.
     pub silence: Duration,
+    /// Until somebody brings the memory of a guest that is to arrive, or it is given up. 45 s: the other host has
+    /// [`connect`](Self::connect) to come, and some more if it is slow.
+    pub arrival: Duration,
     /// A save, restore or another operation whose length the guest decides. An hour.
     pub long: Duration,
 }
@@ -60,6 +63,7 @@ impl Default for Defaults {
             destroy: Duration::from_secs(10),
             terminate: Duration::from_secs(3),
             silence: Duration::from_secs(15),
+            arrival: Duration::from_secs(45),
             long: Duration::from_secs(3600),
         }
     }

@@ -2,11 +2,13 @@
 
 mod memory;
 mod newer;
+mod nobody_comes;
 mod policy;
 mod post_copy;
 mod restart;
 mod settling;
 mod tls;
+mod tls_restart;
 mod traps;
 
 use std::future::IntoFuture;
@@ -21,11 +23,13 @@ use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
 use memory::*;
 use newer::*;
+use nobody_comes::*;
 use policy::*;
 use post_copy::*;
 use restart::*;
 use settling::*;
 use tls::*;
+use tls_restart::*;
 use traps::*;
 
 tests! {
@@ -34,6 +38,7 @@ tests! {
     a_guest_that_moved_away_is_not_started_where_it_was,
     a_guest_that_moved_away_and_came_back_in_vain_is_not_started_there,
     a_guest_that_arrived_is_saved_and_restored,
+    a_guest_moves_into_a_file_while_it_runs_and_back_and_on_to_another_host,
     a_guest_on_its_way_is_destroyed_at_once,
     a_paused_guest_arrives_paused,
     a_cancelled_migration_leaves_the_guest_where_it_was,
@@ -47,12 +52,16 @@ tests! {
     a_source_that_dies_while_memory_moves_keeps_the_guest_when_it_is_back,
     a_guest_moves_over_tcp_past_strangers_at_its_port,
     a_guest_that_died_before_its_memory_moved_is_lost_and_nobody_waits_for_it,
+    a_guest_that_died_before_its_connections_were_made_is_lost_and_is_not_waited_for_long,
+    a_guest_whose_host_goes_down_before_it_connects_is_not_waited_for_long,
     a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
     memory_is_read_on_its_way_in_plaintext_and_not_under_tls,
     a_guest_moves_there_and_back_under_tls_and_keeps_no_key,
     who_is_not_believed_gets_no_memory_and_the_guest_runs_on,
     memory_leaves_under_tls_or_not_at_all_unless_plaintext_was_allowed,
     a_guest_comes_over_several_connections_under_tls,
+    a_source_that_dies_while_memory_passes_under_tls_keeps_the_guest_and_no_key,
+    a_destination_that_dies_while_memory_passes_under_tls_takes_the_guest_and_keeps_no_key,
     a_guest_that_arrived_has_the_full_name_of_its_machine,
     a_guest_moves_to_a_newer_qemu_with_the_machine_of_the_older,
     a_guest_moves_to_a_newer_qemu_under_tls,
@@ -66,6 +75,7 @@ tests! {
     what_cannot_be_moved_is_refused_in_qemus_words,
     what_is_left_of_an_earlier_migration_is_named_and_not_met_half_way,
     a_cancel_is_obeyed_at_once_while_nobody_answers_a_connect,
+    a_connect_that_nobody_answers_is_given_up_and_leaves_the_guest_where_it_was,
     a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_by_a_cancel,
     a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_it_is_silent_too_long,
     what_the_agent_was_asked_at_the_switchover_ends_as_lost_and_it_answers_there,
@@ -332,6 +342,31 @@ async fn a_guest_that_arrived_is_saved_and_restored(rig: Rig) {
         ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
         "no gap, no repeat: {ticks:?}"
     );
+}
+
+/// The same stream with a file at its other end: a live save, and a restore.
+async fn a_guest_moves_into_a_file_while_it_runs_and_back_and_on_to_another_host(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let path = rig.dir.path().join("web.save");
+    let options = driver::SaveOptions {
+        live: true,
+        bandwidth: slow().bandwidth,
+    };
+    let saving = tokio::spawn(domain.save(&path, options).into_future());
+    assert!(is_performing(&domain).await);
+    let before = *rig.console("web").ticks().last().expect("it counted");
+    let counted = rig.console("web").past(before, 20 * SECOND).await;
+    counted.expect("it counts while it moves");
+    saving.await.expect("no panic").expect("it moves");
+    assert_eq!(domain.observed().run, Run::Off);
+    let back = rig.driver.restore(&path).await.expect("it moves back");
+    assert!(back.query_status().await.expect("it answers").running);
+    counts_on(&rig, 0, 20 * SECOND).await;
+    let moved = back.migrate(peer(&there), MigrateOptions::default());
+    let report = moved.await.expect("nothing of the file is in the way");
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    counts_on(&rig, 0, 20 * SECOND).await;
 }
 
 /// Leaves a bandwidth behind that a save must not inherit.

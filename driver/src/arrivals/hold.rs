@@ -1,7 +1,9 @@
 //! The task that holds the job of a guest that arrives: brings its QEMU up, lets the memory in, and does what it is told,
 //! until all of the guest is there or none of it is to be.
 //!
-//! Whoever cancels the job cuts the stream, and no more: a copy that is complete by then stays, since it may be the last.
+//! Whoever cancels the job cuts the stream, and no more: a copy that is complete by then stays, since it may be the last. One
+//! whose memory nobody comes to bring is given up after a while, and nothing is lost by that: the other host may be down, or
+//! what would have connected from there is dead.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use job_core::{AsyncKind, Guard as _, JobKind, Stop};
 use monitor_qmp::command::{self, MigrationStatus, YankInstance};
 use remote_migrate::{Cookie, CopyState, Prepared, Ran, RunState};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::recover::Recovery;
@@ -165,7 +167,9 @@ impl Held {
     async fn obey(&mut self, mut told: mpsc::Receiver<Order>) -> Result<(), Error> {
         self.op.set_phase("prepare");
         let token = self.op.job().token();
+        let (began, patience) = (Instant::now(), self.op.domain().0.context.defaults.arrival);
         let mut is_cut = false;
+        let mut has_come = false;
         loop {
             let order = tokio::select! {
                 order = told.recv() => order,
@@ -175,7 +179,17 @@ impl Held {
                     continue;
                 }
                 Some(connection) = admit(&mut self.gate), if self.gate.is_some() => {
+                    has_come = true;
                     self.let_in(connection).await?;
+                    continue;
+                }
+                () = sleep_until(began + patience), if !has_come => {
+                    has_come = self.gate.is_none() && has_begun(&self.op.domain().observed());
+                    if !has_come {
+                        let what = "anybody to bring its memory";
+                        let waited = began.elapsed();
+                        return Err(Cause::TimedOut { what, waited }.into());
+                    }
                     continue;
                 }
                 () = all_there(&self.op), if self.is_in_halves => {
@@ -340,6 +354,12 @@ pub(super) async fn taken(op: &AsyncOp) -> Result<(), Error> {
 
 async fn admit(gate: &mut Option<Gate>) -> Option<OwnedFd> {
     Some(gate.as_mut()?.admit().await)
+}
+
+/// Whether memory has begun to come where QEMU listens by itself, which says `setup` until somebody connects.
+fn has_begun(observed: &Observed) -> bool {
+    let status = observed.migration.as_ref();
+    status.is_some_and(|status| !matches!(status, MigrationStatus::None | MigrationStatus::Setup))
 }
 
 /// Whether no memory is missing. One that waits for another stream says `setup`, so only one word will do.

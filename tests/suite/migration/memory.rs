@@ -6,12 +6,12 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use driver::{Domain, Landing, MigrateOptions, Run};
+use driver::{Landing, MigrateOptions};
 use remote_migrate::{Answer, InProcess, Owner, Peer, PeerError, Reply, Request};
 use tokio::time::Instant;
 
 use super::{SECOND, peer};
-use crate::rig::{Rig, Signal, boot, kill};
+use crate::rig::{Rig, boot};
 
 /// The way to a daemon whose port is found by strangers before the memory comes.
 struct Overheard {
@@ -96,44 +96,4 @@ pub(super) async fn a_guest_comes_over_several_connections_where_that_is_trusted
     let last = *console.ticks().last().expect("it counted");
     let on = console.past(last + 1, 20 * SECOND).await;
     on.expect("it goes on");
-}
-
-/// The way to a daemon that is told of as soon as the guest is dead here, and is ready to take it.
-struct TooLate {
-    there: Arc<InProcess>,
-    guest: Domain,
-}
-
-#[async_trait]
-impl Peer for TooLate {
-    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
-        let answer = self.there.ask(request, deadline).await?;
-        if let Reply::Prepared(_) = &answer.reply {
-            let pid = self.guest.observed().pid.expect("it has a process");
-            kill(pid, Signal::KILL);
-            let is_off = |observed: &driver::Observed| observed.run == Run::Off;
-            let seen = self.guest.wait_for(is_off, deadline).await;
-            seen.expect("its death is seen");
-        }
-        Ok(answer)
-    }
-}
-
-pub(super) async fn a_guest_that_died_before_its_memory_moved_is_lost_and_nobody_waits_for_it(
-    rig: Rig,
-) {
-    let there = Rig::new(&rig.env);
-    let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let too_late = Arc::new(TooLate {
-        there: peer(&there),
-        guest: domain.clone(),
-    });
-    let moved = domain.migrate(too_late, MigrateOptions::default()).await;
-    let text = format!("{:#}", moved.expect_err("there is nothing to move"));
-    assert!(text.contains("owner is now: nobody"), "{text}");
-    for rig in [&rig, &there] {
-        let open = rig.driver.migrations().await.expect("it can be read");
-        assert!(open.is_empty(), "{open:?}");
-    }
-    assert!(there.driver.by_uuid(domain.uuid()).is_none());
 }

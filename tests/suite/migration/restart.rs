@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use driver::{Became, Domain, Driver, ErrorKind, MigrateOptions, Run, StartOptions};
+use driver::{Became, Domain, Driver, ErrorKind, Landing, MigrateOptions, Run, StartOptions};
 use remote_migrate::{
     Answer, Call, Destination, DestinationStage, Journal, JournalError, MigrationId, Owner, Peer,
     PeerError, Record, Request, Service, Side,
@@ -26,6 +26,7 @@ pub(super) struct Daemon {
     destination: Destination,
     runtime: Option<Runtime>,
     town: Town,
+    landing: Landing,
 }
 
 /// Which daemon answers to which words. They find each other here, as they would over a network.
@@ -79,6 +80,11 @@ impl Daemon {
     }
 
     pub(super) async fn in_town(env: &Env, dir: &Path, town: Town) -> Self {
+        Self::at(env, dir, town, Landing::unix()).await
+    }
+
+    /// With guests' memory taken in at that place.
+    pub(super) async fn at(env: &Env, dir: &Path, town: Town, landing: Landing) -> Self {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -88,6 +94,7 @@ impl Daemon {
         let builder = Driver::builder(transports, dir.join("run"))
             .state_dir(dir.join("state"))
             .qemu(&env.qemu)
+            .landing(landing.clone())
             .peers({
                 let town = town.clone();
                 move |words| town.find(words)
@@ -99,14 +106,15 @@ impl Daemon {
             driver,
             runtime: Some(runtime),
             town,
+            landing,
         }
     }
 
     /// Dies, and is followed by another.
     pub(super) async fn again(self, env: &Env, dir: &Path) -> Self {
-        let town = self.town.clone();
+        let (town, landing) = (self.town.clone(), self.landing.clone());
         self.die().await;
-        Self::in_town(env, dir, town).await
+        Self::at(env, dir, town, landing).await
     }
 
     pub(super) async fn die(mut self) {
@@ -116,12 +124,22 @@ impl Daemon {
         drop(self);
     }
 
+    /// Starts a guest, and waits until it has booted.
+    pub(super) async fn starts(&self, rig: &Rig) -> Domain {
+        let started = self.driver.start(rig.guest("web"), StartOptions::default());
+        let domain = self.runtime().spawn(started.into_future()).await;
+        let domain = domain.expect("no panic").expect("it starts");
+        let booted = domain.wait_agent().deadline(60 * SECOND);
+        booted.await.expect("it boots");
+        domain
+    }
+
     pub(super) fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().expect("it lives")
     }
 
     /// Takes up the guest that its predecessor was moving, and what became of it.
-    async fn takes_up(&self, name: &str) -> (Domain, Became) {
+    pub(super) async fn takes_up(&self, name: &str) -> (Domain, Became) {
         let all = self.driver.recovered(Instant::now() + 40 * SECOND);
         let found = all.await.expect("all were looked at").remove(0);
         let domain = self.driver.by_name(name).expect("it is known");
@@ -395,11 +413,7 @@ pub(super) async fn begins_to_move(
     peer: Deaf,
     options: MigrateOptions,
 ) -> Domain {
-    let started = here.driver.start(rig.guest("web"), StartOptions::default());
-    let domain = here.runtime().spawn(started.into_future()).await;
-    let domain = domain.expect("no panic").expect("it starts");
-    let booted = domain.wait_agent().deadline(60 * SECOND);
-    booted.await.expect("it boots");
+    let domain = here.starts(rig).await;
     here.runtime()
         .spawn(domain.migrate(Arc::new(peer), options).into_future());
     domain

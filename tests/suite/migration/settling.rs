@@ -83,8 +83,8 @@ pub(super) async fn a_source_that_is_back_settles_by_itself_what_it_left(rig: Ri
 }
 
 /// The way to the daemon that lives there, if one does.
-struct Way {
-    town: Town,
+pub(super) struct Way {
+    pub(super) town: Town,
 }
 
 #[async_trait]

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZero;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -154,7 +155,7 @@ async fn moves(domain: &Domain, peer: Arc<dyn Peer>) {
 }
 
 /// Whether QEMU has a key, or would use one.
-async fn has_tls(domain: &Domain) -> bool {
+pub(super) async fn has_tls(domain: &Domain) -> bool {
     let look = |mut op: Op| async move {
         let monitor = op.monitor()?;
         let parameters = monitor.execute(QueryMigrateParameters).await?;
@@ -167,8 +168,8 @@ async fn has_tls(domain: &Domain) -> bool {
     looked.await.expect("it answers")
 }
 
-fn has_key_on_disk(rig: &Rig, domain: &Domain) -> bool {
-    let guest = rig.dir.path().join("run").join(domain.uuid().to_string());
+pub(super) fn has_key_on_disk(dir: &Path, domain: &Domain) -> bool {
+    let guest = dir.join("run").join(domain.uuid().to_string());
     guest.join("tls").exists()
 }
 
@@ -213,7 +214,7 @@ pub(super) async fn a_guest_moves_there_and_back_under_tls_and_keeps_no_key(rig:
         tokio::task::yield_now().await;
     }
     assert!(!has_tls(&moved).await);
-    assert!(!has_key_on_disk(&there, &moved));
+    assert!(!has_key_on_disk(there.dir.path(), &moved));
     moves(&moved, peer(&here)).await;
     goes_on(&here).await;
     let file = here.dir.path().join("saved");
@@ -261,7 +262,7 @@ pub(super) async fn who_is_not_believed_gets_no_memory_and_the_guest_runs_on(rig
         assert!(!tapped.has_read.load(Ordering::SeqCst));
         assert!(domain.query_status().await.expect("it answers").running);
         assert!(!has_tls(&domain).await);
-        assert!(!has_key_on_disk(&here, &domain));
+        assert!(!has_key_on_disk(here.dir.path(), &domain));
         assert!(there.driver.by_uuid(domain.uuid()).is_none());
         goes_on(&here).await;
     }

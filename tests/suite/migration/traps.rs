@@ -14,7 +14,7 @@ use remote_migrate::{
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -22,8 +22,8 @@ use super::{SECOND, is_performing, peer, slow};
 use crate::rig::{Rig, boot};
 
 /// The way to another daemon, with what is said on it changed.
-struct Crooked {
-    there: Arc<InProcess>,
+pub(super) struct Crooked {
+    there: Arc<dyn Peer>,
     /// What the other side is told of the guest.
     described: fn(String) -> String,
     /// Where this side is told to bring the memory, if it is not where it should.
@@ -36,6 +36,15 @@ impl Crooked {
             there: peer(there),
             described: |guest| guest,
             astray: None,
+        }
+    }
+
+    /// With this side told to bring the memory elsewhere.
+    pub(super) fn astray(there: Arc<dyn Peer>, to: String) -> Self {
+        Self {
+            there,
+            described: |guest| guest,
+            astray: Some(to),
         }
     }
 }
@@ -58,7 +67,7 @@ impl Peer for Crooked {
     }
 }
 
-async fn goes_on_here(rig: &Rig, domain: &Domain) {
+pub(super) async fn goes_on_here(rig: &Rig, domain: &Domain) {
     assert!(domain.query_status().await.expect("it answers").running);
     let console = rig.console("web");
     let last = console.ticks().last().copied().unwrap_or_default();
@@ -138,37 +147,6 @@ pub(super) async fn what_is_left_of_an_earlier_migration_is_named_and_not_met_ha
     let text = format!("{error:#}");
     assert!(text.contains("an earlier migration"), "{text}");
     assert!(there.driver.by_uuid(domain.uuid()).is_none(), "{text}");
-}
-
-pub(super) async fn a_cancel_is_obeyed_at_once_while_nobody_answers_a_connect(rig: Rig) {
-    let there = Rig::new(&rig.env);
-    let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let path = rig.dir.path().join("full");
-    let socket = UnixSocket::new_stream().expect("it can be made");
-    socket.bind(&path).expect("it is free");
-    let listener = socket.listen(1).expect("it listens");
-    let full: Vec<_> = std::iter::from_fn(|| {
-        let socket = std::os::unix::net::UnixStream::connect(&path);
-        socket.ok()
-    })
-    .take(2)
-    .collect();
-    let crooked = Arc::new(Crooked {
-        astray: Some(format!("unix:{}", path.display())),
-        ..Crooked::to(&there)
-    });
-    let moving = domain.migrate(crooked, MigrateOptions::default());
-    let moving = tokio::spawn(moving.into_future());
-    let is_at_it = |jobs: &job_core::Snapshot| {
-        let held = jobs.asynchronous.as_ref();
-        held.is_some_and(|held| held.holder.phase.as_deref() == Some("perform"))
-    };
-    assert!(crate::rig::jobs_until(&domain, 20 * SECOND, is_at_it).await);
-    domain.cancel_job("test").expect("it can be cancelled");
-    let error = moving.await.expect("no panic").expect_err("it was");
-    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:#}");
-    goes_on_here(&rig, &domain).await;
-    drop((listener, full));
 }
 
 /// A connection that is slow, and then dead: nothing is closed, and nobody reads.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use job_core::{GoneWhy, Guard};
-use monitor_qmp::command;
+use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
 use remote_migrate::{
@@ -12,7 +12,8 @@ use remote_migrate::{
     Side, SourceHost, Step,
 };
 use tokio::sync::{Mutex, Notify};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use super::sending::{self, is_over, only};
 use super::{MigrateOptions, Moving};
@@ -28,6 +29,9 @@ use crate::stream_tls;
 
 /// Between two looks at a migration that is about to end.
 const POLL: Duration = Duration::from_millis(20);
+
+/// How long a cancel may take of a QEMU that is not stuck in a connect. It takes some milliseconds.
+const CANCELLED: Duration = Duration::from_secs(2);
 
 /// The local steps, on a real QEMU.
 pub(super) struct Leaving<'a> {
@@ -207,7 +211,17 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     if is_over(info.status.as_ref()).is_none() {
         // In post-copy too: nobody comes here then but upon the other side's word that it never ran there.
         op.monitor().await?.execute(command::MigrateCancel).await?;
+        let (began, is_connecting) = (Instant::now(), info.status == Some(MigrationStatus::Setup));
         while is_over(info.status.as_ref()).is_none() {
+            if is_connecting && began.elapsed() > CANCELLED {
+                // By itself, and two minutes may pass until the kernel gives that up. Nothing was sent and the guest not
+                // stopped. Whatever is to stream it next is refused until then, and sets right what was left on.
+                warn!(
+                    domain = op.domain().name(),
+                    "QEMU waits still for an answer to a connect that was cancelled"
+                );
+                return Ok(());
+            }
             let mut changes = op.domain().changes();
             changes.wait(POLL).await;
             info = op.monitor().await?.execute(command::QueryMigrate).await?;
