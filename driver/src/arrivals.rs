@@ -6,6 +6,7 @@
 mod earlier;
 mod hold;
 mod recover;
+mod taken;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};

@@ -1,5 +1,6 @@
 //! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
 
+mod kept;
 mod memory;
 mod newer;
 mod nobody_comes;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
+use kept::*;
 use memory::*;
 use newer::*;
 use nobody_comes::*;
@@ -37,6 +39,9 @@ tests! {
     a_guest_moves_there_and_back,
     a_guest_that_moved_away_is_not_started_where_it_was,
     a_guest_that_moved_away_and_came_back_in_vain_is_not_started_there,
+    a_definition_that_is_kept_there_stays_as_it_was_but_for_the_files_of_the_disks,
+    a_definition_that_is_kept_there_is_not_touched_by_a_guest_that_does_not_arrive,
+    a_guest_does_not_arrive_where_it_is_known_by_another_name,
     a_guest_that_arrived_is_saved_and_restored,
     a_guest_moves_into_a_file_while_it_runs_and_back_and_on_to_another_host,
     a_guest_on_its_way_is_destroyed_at_once,

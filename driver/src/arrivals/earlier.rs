@@ -11,7 +11,7 @@ use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{CopyState, Owner, Ran, RunState, Side, Step};
 use tokio::time::{Instant, sleep};
 
-use super::hold::taken;
+use super::taken::taken;
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};

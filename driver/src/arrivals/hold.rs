@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::recover::Recovery;
+use super::taken::taken;
 use crate::domain::Live;
 use crate::domain::state::Observed;
 use crate::error::{Cause, Error};
@@ -53,10 +54,6 @@ pub(super) async fn hold(
     told: mpsc::Receiver<Order>,
     ready: Ready,
 ) -> Result<(), Error> {
-    let definition = moving.guest.clone();
-    // Whether it moved away from here stays as it is until it is taken: it may come to nothing.
-    op.with_state(|records| records.definition = Some(definition))?;
-    op.domain().0.store_definition().await?;
     let (live, gate) = match open(&mut op, &moving).await {
         Ok((live, gate, prepared)) => {
             // Nobody waits for it any more: the orders, or their end, say what becomes of it.
@@ -342,14 +339,6 @@ impl Held {
             _ => CopyState::Incoming,
         })
     }
-}
-
-/// Its journal says that it is ours. It is no guest that moved away any more, and a daemon that comes back must not take it
-/// for one that never ran.
-pub(super) async fn taken(op: &AsyncOp) -> Result<(), Error> {
-    op.with_state(|records| records.moved_away = false)?;
-    op.domain().0.store_definition().await?;
-    Ok(op.domain().0.work_is_over().await?)
 }
 
 async fn admit(gate: &mut Option<Gate>) -> Option<OwnedFd> {

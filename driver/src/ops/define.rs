@@ -24,6 +24,10 @@ impl Domain {
     }
 
     /// Whether the guest is started by the first driver after the host was started. Only of one whose definition is kept.
+    ///
+    /// One that moved away is not, nor is one with a migration that was left open, and it is not tried again when that is
+    /// settled: a guest that is lost with it could be started anew on either host, and which one is for whoever knows both
+    /// to say.
     pub fn set_autostart(&self, autostart: bool) -> Call<()> {
         self.normal("set-autostart", JobKind::Modify, move |op| async move {
             if !op.domain().records().persistent {

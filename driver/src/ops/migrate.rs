@@ -119,6 +119,10 @@ impl Domain {
     /// each other. A failure names who owns the guest; in doubt, nothing is resumed here
     /// until the peer was asked or an operator decided. A driver that can [find it again](crate::Builder::peers) asks by
     /// itself, for as long as it runs.
+    ///
+    /// A definition that is kept stays where it is, on both sides. It is not brought along, and that of the destination
+    /// changes only once the guest is there, in the files of the disks that both have: they may have become others on the
+    /// way.
     pub fn migrate(&self, peer: Arc<dyn Peer>, options: MigrateOptions) -> Call<Report> {
         let domain = self.clone();
         Call::new(self.0.context.defaults.long, move |deadline| async move {

@@ -118,6 +118,12 @@ pub(crate) async fn bring_up(
     if op.domain().0.live().is_some() {
         return Err(Cause::State("a guest runs in it already".into()).into());
     }
+    if guest.name != op.domain().name() {
+        // A driver that comes back would know it by a name that may be another's.
+        let (name, known) = (&guest.name, op.domain().name());
+        let text = format!("its description calls it \"{name}\", and it is known as \"{known}\"");
+        return Err(Cause::State(text).into());
+    }
     let sockets = Sockets::of(op.domain(), guest);
     refuse_if_running(&sockets.monitor).await?;
     let incoming = !matches!(work, Work::Start { .. });

@@ -1,0 +1,69 @@
+//! What is written down of a guest that arrived, once its journal says that it is ours.
+//!
+//! Before that nothing changes of what was known of it here: it may come to nothing.
+
+use crate::error::Error;
+use crate::guest::Guest;
+use crate::ops::AsyncOp;
+use crate::ops::start::as_it_runs;
+
+/// It is no guest that moved away any more, and a daemon that comes back must not take it for one that never ran. A
+/// definition that is kept stays what its owner made of it, but for the files of the disks.
+pub(super) async fn taken(op: &AsyncOp) -> Result<(), Error> {
+    let guest = as_it_runs(op.domain()).await?;
+    op.with_state(|records| {
+        records.moved_away = false;
+        let kept = records.definition.take().filter(|_| records.persistent);
+        records.definition = Some(match kept {
+            Some(definition) => with_files_of(definition, &guest),
+            None => guest,
+        });
+    })?;
+    op.domain().0.store_definition().await?;
+    Ok(op.domain().0.work_is_over().await?)
+}
+
+/// The definition, with the files that the guest's disks are now. It may have got overlays or moved to other files where it
+/// was: a start from what is behind those would lose what it wrote since, and break the overlays.
+fn with_files_of(mut definition: Guest, guest: &Guest) -> Guest {
+    for disk in &mut definition.disks {
+        if let Some(now) = guest.disks.iter().find(|now| now.name == disk.name) {
+            disk.path.clone_from(&now.path);
+            disk.format = now.format;
+        }
+    }
+    definition
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{Disk, DiskFormat};
+
+    #[test]
+    fn a_definition_takes_the_files_of_the_disks_it_has_and_nothing_else() {
+        let kept = Guest {
+            memory_mib: 512,
+            disks: vec![
+                Disk {
+                    read_only: true,
+                    ..Disk::new("root", "/base.raw", DiskFormat::Raw)
+                },
+                Disk::new("own", "/own.raw", DiskFormat::Raw),
+            ],
+            ..Guest::new("web")
+        };
+        let came = Guest {
+            memory_mib: 1024,
+            disks: vec![
+                Disk::new("more", "/more.raw", DiskFormat::Raw),
+                Disk::new("root", "/overlay.qcow2", DiskFormat::Qcow2),
+            ],
+            ..kept.clone()
+        };
+        let mut expected = kept.clone();
+        expected.disks[0].path = "/overlay.qcow2".into();
+        expected.disks[0].format = DiskFormat::Qcow2;
+        assert_eq!(with_files_of(kept, &came), expected);
+    }
+}
