@@ -118,6 +118,7 @@ mod journal;
 mod landing;
 mod logs;
 mod made;
+mod marks;
 mod metrics;
 mod migrations;
 mod ops;

@@ -236,7 +236,7 @@ mod tests {
             for is_kept in [false, true] {
                 works.push(Some(Work::Backup(Copies {
                     all: Vec::new(),
-                    bitmap: None,
+                    chain: None,
                     is_kept,
                     is_whole: flag,
                 })));

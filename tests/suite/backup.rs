@@ -1,30 +1,33 @@
 //! Copies of a real guest's disks while it writes: whole, and chains of what changed, also after one was interrupted.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use driver::{
-    BackupOf, BackupOptions, BackupTarget, Became, DiskFormat, Domain, ErrorKind, FreezeOptions,
-    Run,
+    BackupOf, BackupOptions, BackupTarget, Became, Disk, DiskFormat, Domain, ErrorKind,
+    FreezeOptions, Guest, MirrorOptions, Pivot, StartOptions,
 };
+use job_core::JobKind;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::freeze::write_on;
 use crate::harness::tests;
 use crate::recovery::{back, cut};
-use crate::rig::{Rig, Signal, kill};
-use crate::storage::{SECOND, became, booted, check, counts_on, files, phase, shell, text, up};
+use crate::rig::{Rig, jobs_until};
+use crate::storage::{SECOND, became, booted, check, counts_on, files, phase, shell, text};
 
 tests! {
     a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled,
     disks_are_copied_as_of_one_instant_of_a_frozen_guest_which_writes_on,
     a_backup_whose_connection_is_lost_goes_on_under_the_next,
-    a_copy_of_what_changed_wants_a_bitmap_that_can_be_trusted,
+    a_mirror_that_comes_while_a_backup_is_planned_is_refused_by_its_name,
 }
 
 const CHAIN: &str = "nightly";
 
-fn target(rig: &Rig, disk: &str, name: &str, behind: Option<&Path>) -> BackupTarget {
+pub(crate) fn target(rig: &Rig, disk: &str, name: &str, behind: Option<&Path>) -> BackupTarget {
     BackupTarget {
         disk: disk.to_owned(),
         path: rig.dir.path().join(name),
@@ -32,14 +35,18 @@ fn target(rig: &Rig, disk: &str, name: &str, behind: Option<&Path>) -> BackupTar
     }
 }
 
-fn of(of: BackupOf) -> BackupOptions {
+pub(crate) fn of(of: BackupOf) -> BackupOptions {
     BackupOptions {
         of,
         ..BackupOptions::default()
     }
 }
 
-fn since() -> BackupOf {
+pub(crate) fn whole() -> BackupOf {
+    BackupOf::EverythingAnd(CHAIN.into())
+}
+
+pub(crate) fn since() -> BackupOf {
     BackupOf::Since(CHAIN.into())
 }
 
@@ -55,9 +62,8 @@ async fn fill(web: &Domain, name: &str) {
 async fn a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled(rig: Rig) {
     let web = booted(&rig, DiskFormat::Qcow2).await;
     fill(&web, "one").await;
-    let whole = target(&rig, "root", "whole", None);
-    let first = of(BackupOf::EverythingAnd(CHAIN.into()));
-    web.backup(vec![whole.clone()], first)
+    let full = target(&rig, "root", "whole", None);
+    web.backup(vec![full.clone()], of(whole()))
         .await
         .expect("it is copied");
     fill(&web, "two").await;
@@ -72,7 +78,7 @@ async fn a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled(rig: 
         };
         let before = files(&rig).len();
         let mut news = web.subscribe();
-        let partial = target(&rig, "root", "partial", Some(&whole.path));
+        let partial = target(&rig, "root", "partial", Some(&full.path));
         let copying = tokio::spawn(web.backup(vec![partial], slow).into_future());
         phase(&mut news, "copying").await;
         web.cancel_job("a test").expect("it can be cancelled");
@@ -84,7 +90,7 @@ async fn a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled(rig: 
     web.pause()
         .await
         .expect("what it wrote last is what is copied");
-    let next = target(&rig, "root", "next", Some(&whole.path));
+    let next = target(&rig, "root", "next", Some(&full.path));
     web.backup(vec![next.clone()], of(since()))
         .await
         .expect("it is copied");
@@ -149,13 +155,13 @@ async fn a_backup_whose_connection_is_lost_goes_on_under_the_next(rig: Rig) {
     fill(&web, "one").await;
     let before = web.observed().generation;
     let slow = BackupOptions {
-        of: BackupOf::EverythingAnd(CHAIN.into()),
+        of: whole(),
         speed: Some(4 << 20),
         ..BackupOptions::default()
     };
     let mut news = web.subscribe();
-    let whole = target(&rig, "root", "whole", None);
-    let copying = tokio::spawn(web.backup(vec![whole.clone()], slow).into_future());
+    let full = target(&rig, "root", "whole", None);
+    let copying = tokio::spawn(web.backup(vec![full.clone()], slow).into_future());
     phase(&mut news, "copying").await;
     cut(&rig, &web);
     let error = copying.await.expect("no panic").expect_err("it is lost");
@@ -163,12 +169,12 @@ async fn a_backup_whose_connection_is_lost_goes_on_under_the_next(rig: Rig) {
     back(&web, before).await;
     assert_eq!(became(&mut news).await, Became::GoesOn);
     assert_eq!(became(&mut news).await, Became::Finished);
-    check(&rig, &whole.path);
+    check(&rig, &full.path);
     fill(&web, "two").await;
     web.pause()
         .await
         .expect("what it wrote last is what is copied");
-    let next = target(&rig, "root", "next", Some(&whole.path));
+    let next = target(&rig, "root", "next", Some(&full.path));
     web.backup(vec![next.clone()], of(since()))
         .await
         .expect("the chain goes on");
@@ -180,52 +186,56 @@ async fn a_backup_whose_connection_is_lost_goes_on_under_the_next(rig: Rig) {
     same.expect("the chain is the disk");
 }
 
-async fn a_copy_of_what_changed_wants_a_bitmap_that_can_be_trusted(rig: Rig) {
-    let web = booted(&rig, DiskFormat::Qcow2).await;
-    let before = files(&rig);
-    let refused = web
-        .backup(vec![target(&rig, "root", "next", None)], of(since()))
-        .await;
-    let error = refused.expect_err("there is none");
+async fn a_mirror_that_comes_while_a_backup_is_planned_is_refused_by_its_name(rig: Rig) {
+    let path = rig.dir.path().join("root");
+    let file = File::create_new(&path).expect("it is new");
+    file.set_len(1 << 20).expect("a file has room");
+    let guest = Guest {
+        machine: "q35".into(),
+        memory_mib: 32,
+        disks: vec![Disk::new("root", path, DiskFormat::Raw)],
+        ..rig.empty("web")
+    };
+    let options = StartOptions { paused: true };
+    let web = rig.driver.start(guest, options).await.expect("it starts");
+
+    // Both wait for one who is at the guest, the backup first.
+    let (leave, left) = oneshot::channel::<()>();
+    let deadline = Instant::now() + 60 * SECOND;
+    let held = web.clone();
+    let looking = tokio::spawn(async move {
+        let look = held.run("look", JobKind::Query, deadline, |op| async move {
+            left.await.expect("it is told");
+            drop(op);
+            Ok(())
+        });
+        look.await
+    });
+    let is_held = jobs_until(&web, 10 * SECOND, |jobs| jobs.normal.is_some());
+    assert!(is_held.await, "somebody is at the guest");
+    let copy = target(&rig, "root", "copy", None);
+    let backup = web.backup(vec![copy.clone()], BackupOptions::default());
+    let backup = tokio::spawn(backup.into_future());
+    let waits = jobs_until(&web, 10 * SECOND, |jobs| jobs.waiting.len() == 1);
+    assert!(waits.await, "the backup waits its turn");
+    let mirrored = MirrorOptions {
+        path: rig.dir.path().join("mirrored"),
+        format: DiskFormat::Raw,
+        pivot: Pivot::WhenReady,
+        bandwidth: None,
+    };
+    let mirror = tokio::spawn(web.mirror_disk("root", mirrored.clone()).into_future());
+    let wait = jobs_until(&web, 10 * SECOND, |jobs| jobs.waiting.len() == 2);
+    assert!(wait.await, "and the mirror");
+    leave.send(()).expect("it is heard");
+    looking.await.expect("no panic").expect("it looked");
+
+    // The mirror gets its turn once it is written down what the backup does, and not as soon as the backup has begun.
+    let error = mirror.await.expect("no panic");
+    let error = error.expect_err("a backup is at the disk");
     assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
-    assert!(
-        error
-            .to_string()
-            .contains("a chain begins with a backup of everything"),
-        "{error}"
-    );
-    assert_eq!(files(&rig), before);
-    let whole = || of(BackupOf::EverythingAnd(CHAIN.into()));
-    let first = web
-        .backup(vec![target(&rig, "root", "whole", None)], whole())
-        .await;
-    first.expect("it is copied");
-    web.destroy().await.expect("it ends");
-    up(&web).await;
-    let next = web
-        .backup(vec![target(&rig, "root", "next", None)], of(since()))
-        .await;
-    next.expect("who ends in good order puts its bitmaps away");
-    // Who is killed does not.
-    kill(web.observed().pid.expect("it runs"), Signal::KILL);
-    let deadline = Instant::now() + 30 * SECOND;
-    let is_off = |observed: &driver::Observed| observed.run == Run::Off;
-    web.wait_for(is_off, deadline).await.expect("it ends");
-    up(&web).await;
-    let refused = web
-        .backup(vec![target(&rig, "root", "late", None)], of(since()))
-        .await;
-    let error = refused.expect_err("it says nothing");
-    assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
-    assert!(
-        error.to_string().contains("was not put away in good order"),
-        "{error}"
-    );
-    let again = web
-        .backup(vec![target(&rig, "root", "anew", None)], whole())
-        .await;
-    again.expect("a chain begins anew");
-    web.backup(vec![target(&rig, "root", "late", None)], of(since()))
-        .await
-        .expect("and goes on");
+    assert!(error.to_string().contains("backup-root.1"), "{error}");
+    assert!(!mirrored.path.exists());
+    backup.await.expect("no panic").expect("it is copied");
+    check(&rig, &copy.path);
 }

@@ -14,6 +14,7 @@ mod bad_input;
 mod bad_places;
 mod block_jobs;
 mod bulk;
+mod chains;
 mod death;
 mod dump;
 mod dying;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         ("bad_places", bad_places::TESTS),
         ("block_jobs", block_jobs::TESTS),
         ("bulk", bulk::TESTS),
+        ("chains", chains::TESTS),
         ("death", death::TESTS),
         ("dump", dump::TESTS),
         ("dying", dying::TESTS),

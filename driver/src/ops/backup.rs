@@ -3,20 +3,24 @@
 //!
 //! ```text
 //!  files ─► images ─► nodes ─► (freeze) one transaction (thaw) ─► copied ─► written down ─► finalized ─► closed
-//!                                                                   │            └ from here on the copies stay
-//!                                                                   └ QEMU waits here: the bitmaps still hold all
+//!                       │                                           │            │            └ older bitmaps go
+//!                       └ a bitmap for each new copy                │            └ from here on the copies stay
+//!                                                                   └ QEMU waits here: each copy is marked
 //! ```
 //!
-//! A bitmap in the image holds what was written since the last good copy. QEMU lets it go on from the new copy only when it
-//! is told so, and it is told once that copy is whole and written down: whatever is interrupted before loses nothing of
-//! it. A bitmap does not outlive a QEMU that was killed; then the chain begins anew with a whole copy.
+//! A bitmap in the image holds what was written since a copy, and is known by that copy's [mark](crate::marks) alone. The one
+//! for a new copy records beside the one before, which goes once the new copy is whole, written down and closed:
+//! whatever is interrupted before loses nothing of it. A bitmap does not outlive a QEMU that was killed; then the chain
+//! begins anew with a whole copy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_qga::Thawed;
-use job_core::{AsyncKind, Guard};
-use monitor_qmp::command::{self, BlockNode, SyncMode, Transaction, TransactionAction};
+use job_core::{AsyncKind, Guard, KindSet};
+use monitor_qmp::command::{
+    self, BlockNode, DirtyBitmap, SyncMode, Transaction, TransactionAction,
+};
 use tracing::warn;
 
 use crate::block::{self, NewImage};
@@ -26,6 +30,7 @@ use crate::error::{Cause, Error};
 use crate::grouped::Group;
 use crate::guest::DiskFormat;
 use crate::made::Made;
+use crate::marks;
 use crate::ops::disks::chosen;
 use crate::ops::freeze::{FreezeOptions, thaw_lease};
 use crate::ops::group::{cancel_all, dismiss_all, follow};
@@ -44,15 +49,16 @@ pub enum BackupOf {
     /// All that the guest sees on a disk.
     #[default]
     Everything,
-    /// The same, and from then on the bitmap of that name holds what is written: a chain begins, or begins anew. The disks
-    /// are qcow2 images.
+    /// The same, and from then on a bitmap in each disk's image holds what is written: the chain of that name begins, or
+    /// begins anew. The disks are qcow2 images.
     EverythingAnd(String),
-    /// What was written since the last good backup with the bitmap of that name.
+    /// What was written since the copy [behind](BackupTarget::behind), which is the last good one of the chain of that
+    /// name. Refused where the disk's image does not tell what changed since that very copy.
     Since(String),
 }
 
 impl BackupOf {
-    fn bitmap(&self) -> Option<&str> {
+    fn chain(&self) -> Option<&str> {
         match self {
             Self::Everything => None,
             Self::EverythingAnd(name) | Self::Since(name) => Some(name),
@@ -85,7 +91,8 @@ pub struct BackupTarget {
     pub disk: String,
     /// The new qcow2 image.
     pub path: PathBuf,
-    /// What the new image is told that lies behind it: the copy before, for one of what changed since.
+    /// What the new image is told that lies behind it. Needed for a copy of what changed since: the copy before. This
+    /// driver reads in it which copy it is.
     pub behind: Option<PathBuf>,
 }
 
@@ -100,13 +107,14 @@ pub struct BackedUp {
 impl Domain {
     /// Copies these disks as they are at one instant into new images. The guest runs on and may write.
     ///
-    /// Cancelled or failed, the copies are removed unless they are to be kept, and each bitmap holds all that was written
-    /// since the last good backup. So it is when this driver and QEMU are both killed; if this driver alone is, the next
-    /// one copies on.
+    /// Cancelled or failed, the copies are removed unless they are to be kept, and each chain goes on from the last good
+    /// backup. A driver that is killed leaves the next one to copy on. If QEMU is killed the copies go as well, and the
+    /// chains of its disks begin anew.
     pub fn backup(&self, targets: Vec<BackupTarget>, options: BackupOptions) -> Call<BackedUp> {
         let domain = self.clone();
         Call::new(self.0.context.defaults.long, move |deadline| async move {
-            let mask = AsyncKind::Backup.default_mask();
+            // A block job that begins at one of its disks meanwhile could not know yet that it must not.
+            let mask = KindSet::DEFAULT;
             let work = move |op: AsyncOp| backup(op, targets, options);
             domain
                 .run_async("backup", AsyncKind::Backup, mask, deadline, work)
@@ -119,6 +127,8 @@ impl Domain {
 struct Plan {
     disk: String,
     image: NewImage,
+    /// The bitmap that tells what is copied; all is, without one.
+    since: Option<String>,
 }
 
 async fn backup(
@@ -129,8 +139,9 @@ async fn backup(
     op.set_phase("preparing");
     let (plans, mut copies) = plan(&mut op, targets, &options).await?;
     op.note_work(Work::Backup(copies.clone())).await?;
+    op.job().set_mask(AsyncKind::Backup.default_mask());
     let begun = match make(&mut op, &plans, &mut copies).await {
-        Ok(()) => begin(&mut op, &copies, options).await,
+        Ok(()) => begin(&mut op, &plans, &copies, options).await,
         Err(error) => Err(error),
     };
     let frozen = match begun {
@@ -151,22 +162,28 @@ async fn plan(
     options: &BackupOptions,
 ) -> Result<(Vec<Plan>, Copies), Error> {
     let disks = chosen(op.domain(), targets.iter().map(|target| &*target.disk)).await?;
+    // Files of others are read with no step of the guest's held.
+    let mut marks_behind = Vec::new();
+    for target in &targets {
+        marks_behind.push(match &options.of {
+            BackupOf::Since(chain) => Some(mark_behind(target, chain).await?),
+            _ => None,
+        });
+    }
     let monitor = op.monitor().await?;
     let nodes = block::nodes(&monitor).await?;
     let (mut plans, mut all) = (Vec::new(), Vec::new());
-    for (disk, target) in disks.into_iter().zip(targets) {
+    for ((disk, target), since) in disks.into_iter().zip(targets).zip(marks_behind) {
         let source = block::node_at(&monitor, &disk.name).await?;
-        let mut is_bitmap_new = false;
-        if let Some(name) = options.of.bitmap() {
-            let is_whole = options.of != BackupOf::Since(name.to_owned());
-            if is_whole && disk.format != DiskFormat::Qcow2 {
-                let text = format!(
-                    "disk \"{}\" is no qcow2 image, which keeps bitmaps",
-                    disk.name
-                );
-                return Err(Cause::BadRequest(text).into());
-            }
-            is_bitmap_new = look_at_bitmap(&nodes, &source, &disk.name, name, is_whole)?;
+        if options.of.chain().is_some() && disk.format != DiskFormat::Qcow2 {
+            let text = format!(
+                "disk \"{}\" is no qcow2 image, which keeps bitmaps",
+                disk.name
+            );
+            return Err(Cause::BadRequest(text).into());
+        }
+        if let Some(mark) = &since {
+            refuse_untrusted(&nodes, &source, &disk.name, mark)?;
         }
         let path = target.path.clone();
         let file = blocking(move || Made::plan(&path)).await?;
@@ -176,7 +193,7 @@ async fn plan(
             source: source.clone(),
             node,
             file,
-            is_bitmap_new,
+            mark: options.of.chain().map(marks::fresh),
         });
         plans.push(Plan {
             disk: disk.name,
@@ -186,44 +203,71 @@ async fn plan(
                 size: block::size_of(&nodes, &source)?,
                 backing: target.behind.map(|path| (path, DiskFormat::Qcow2)),
             },
+            since,
         });
     }
     let copies = Copies {
         all,
-        bitmap: options.of.bitmap().map(str::to_owned),
+        chain: options.of.chain().map(str::to_owned),
         is_kept: options.keep_partial,
         is_whole: false,
     };
     Ok((plans, copies))
 }
 
-/// Whether the bitmap is to be made for this copy. Refused if a copy of what changed needs one, and there is none to trust.
-fn look_at_bitmap(
+/// What is said of a copy of what changed that is refused: what would do.
+const ANEW: &str = "a chain begins with a backup of everything";
+
+/// The mark of the copy that one of what changed is to go on from.
+async fn mark_behind(target: &BackupTarget, chain: &str) -> Result<String, Error> {
+    let Some(behind) = &target.behind else {
+        let disk = &target.disk;
+        let text = format!(
+            "a copy of what changed on disk \"{disk}\" is told of no copy behind it: {ANEW}"
+        );
+        return Err(Cause::State(text).into());
+    };
+    // As QEMU reads one that is not absolute.
+    let folder = target.path.parent().unwrap_or_else(|| Path::new("/"));
+    let behind = folder.join(behind);
+    let name = chain.to_owned();
+    let path = behind.clone();
+    let read = blocking(move || {
+        let mark = marks::of_copy(&path, &name);
+        mark.map_err(crate::error::io("read", path))
+    });
+    let none = || {
+        let behind = behind.display();
+        Cause::State(format!(
+            "{behind} is no whole copy of the chain \"{chain}\": {ANEW}"
+        ))
+    };
+    Ok(read.await?.ok_or_else(none)?)
+}
+
+/// Refuses what the bitmap of that mark would not tell, or not for certain.
+fn refuse_untrusted(
     nodes: &[BlockNode],
     source: &str,
     disk: &str,
-    name: &str,
-    is_whole: bool,
-) -> Result<bool, Error> {
-    let mut bitmaps = nodes
-        .iter()
-        .filter(|node| node.node_name.as_deref() == Some(source))
-        .flat_map(|node| &node.dirty_bitmaps);
-    let bitmap = bitmaps.find(|bitmap| bitmap.name.as_deref() == Some(name));
-    let is_trusted = bitmap.is_some_and(|bitmap| !bitmap.inconsistent && bitmap.recording);
-    if is_trusted || is_whole {
-        return Ok(!is_trusted);
-    }
-    let why = match bitmap {
-        None => "has no bitmap of that name",
-        Some(_) => "has a bitmap of that name that was not put away in good order",
+    mark: &str,
+) -> Result<(), Error> {
+    let why = match bitmaps_of(nodes, source).find(|bitmap| bitmap.name.as_deref() == Some(mark)) {
+        Some(bitmap) if !bitmap.inconsistent && bitmap.recording => return Ok(()),
+        None => "does not tell what changed since the copy behind",
+        Some(_) => "has a bitmap that was not put away in good order",
     };
-    let text =
-        format!("disk \"{disk}\" {why} (\"{name}\"): a chain begins with a backup of everything");
-    Err(Cause::State(text).into())
+    Err(Cause::State(format!("disk \"{disk}\" {why} (\"{mark}\"): {ANEW}")).into())
 }
 
-/// Makes the images and their nodes, and the bitmaps that there are not.
+fn bitmaps_of<'a>(nodes: &'a [BlockNode], name: &str) -> impl Iterator<Item = &'a DirtyBitmap> {
+    let node = nodes
+        .iter()
+        .filter(move |node| node.node_name.as_deref() == Some(name));
+    node.flat_map(|node| &node.dirty_bitmaps)
+}
+
+/// Makes the images and their nodes, and the bitmaps that go on from the copies.
 async fn make(op: &mut AsyncOp, plans: &[Plan], copies: &mut Copies) -> Result<(), Error> {
     for copy in &mut copies.all {
         let mut file = copy.file.clone();
@@ -234,43 +278,43 @@ async fn make(op: &mut AsyncOp, plans: &[Plan], copies: &mut Copies) -> Result<(
         op.check_cancelled()?;
         fill(op, &plan.disk, &copy.node, &copy.file, &plan.image).await?;
     }
-    let Some(name) = &copies.bitmap else {
-        return Ok(());
-    };
-    drop_new_bitmaps(op, copies).await?;
-    let new = copies.all.iter().filter(|copy| copy.is_bitmap_new);
     let add = |copy: &Copied| {
-        let add = command::BlockDirtyBitmapAdd::new(copy.source.clone(), name.clone());
-        TransactionAction::BlockDirtyBitmapAdd(add.persistent(true))
+        let mark = copy.mark.clone()?;
+        let add = command::BlockDirtyBitmapAdd::new(copy.source.clone(), mark);
+        Some(TransactionAction::BlockDirtyBitmapAdd(add.persistent(true)))
     };
-    let adding = Transaction::of(new.map(add).collect());
-    op.monitor().await?.execute(adding).await?;
+    // What is written until the copies begin is in them and will be told as changed, too. QEMU puts no bitmap into a
+    // transaction whose jobs belong together.
+    let adding: Vec<_> = copies.all.iter().filter_map(add).collect();
+    if !adding.is_empty() {
+        op.monitor().await?.execute(Transaction::of(adding)).await?;
+    }
     Ok(())
 }
 
 /// Begins all copies at one instant.
 async fn begin(
     op: &mut AsyncOp,
+    plans: &[Plan],
     copies: &Copies,
     options: BackupOptions,
 ) -> Result<Option<Thawed>, Error> {
-    let sync = match options.of {
-        BackupOf::Since(_) => SyncMode::Incremental,
-        _ => SyncMode::Full,
-    };
-    let copy = |copy: &Copied| {
-        let mut backup =
-            command::BlockdevBackup::new(copy.source.clone(), copy.node.clone(), sync.clone())
-                .job_id(copy.job.clone())
-                .auto_finalize(false)
-                .auto_dismiss(false);
+    let copy = |(plan, copy): (&Plan, &Copied)| {
+        let sync = match plan.since {
+            Some(_) => SyncMode::Bitmap,
+            None => SyncMode::Full,
+        };
+        let mut backup = command::BlockdevBackup::new(copy.source.clone(), copy.node.clone(), sync)
+            .job_id(copy.job.clone())
+            .auto_finalize(false)
+            .auto_dismiss(false);
         backup.speed = options.speed;
-        if let Some(name) = &copies.bitmap {
-            backup = backup.bitmap(name.clone()).bitmap_mode("on-success");
+        if let Some(mark) = &plan.since {
+            backup = backup.bitmap(mark.clone()).bitmap_mode("never");
         }
         TransactionAction::BlockdevBackup(backup)
     };
-    let transaction = Transaction::grouped(copies.all.iter().map(copy).collect());
+    let transaction = Transaction::grouped(plans.iter().zip(&copies.all).map(copy).collect());
     op.check_cancelled()?;
     op.set_phase("beginning");
     let lease = match options.freeze {
@@ -309,7 +353,7 @@ pub(crate) async fn to_the_end(op: &mut AsyncOp, copies: Copies) -> Result<(), E
     finished
 }
 
-/// The copies are whole: that is written down, then the bitmaps go on from there, then the copies are closed.
+/// The copies are whole: that is written down, each is marked and closed, and the chains go on from there.
 pub(crate) async fn finish(op: &mut AsyncOp, mut copies: Copies) -> Result<(), Error> {
     copies.is_whole = true;
     op.amend_work(Work::Backup(copies.clone())).await?;
@@ -317,6 +361,7 @@ pub(crate) async fn finish(op: &mut AsyncOp, mut copies: Copies) -> Result<(), E
     let ids = copies.ids();
     let jobs = op.monitor().await?.execute(command::QueryJobs).await?;
     if Group::of(&jobs, &ids) == Group::Copied {
+        mark(op, &copies).await?;
         // One takes the others along.
         let id = ids[0].clone();
         op.monitor()
@@ -330,6 +375,29 @@ pub(crate) async fn finish(op: &mut AsyncOp, mut copies: Copies) -> Result<(), E
         drop_node(op, &copy.node).await?;
         let file = copy.file.clone();
         blocking(move || file.flush()).await?;
+    }
+    let Some(chain) = copies.chain.clone() else {
+        return Ok(());
+    };
+    let is_older = |name: &str, copy: &Copied| {
+        marks::is_of(name, &chain) && copy.mark.as_deref() != Some(name)
+    };
+    drop_bitmaps(op, &copies, is_older).await
+}
+
+/// Has each copy say which it is. In the file that is once it is closed.
+async fn mark(op: &mut AsyncOp, copies: &Copies) -> Result<(), Error> {
+    let monitor = op.monitor().await?;
+    let nodes = block::nodes(&monitor).await?;
+    for copy in &copies.all {
+        let Some(mark) = &copy.mark else { continue };
+        let mut bitmaps = bitmaps_of(&nodes, &copy.node);
+        if bitmaps.any(|bitmap| bitmap.name.as_ref() == Some(mark)) {
+            continue;
+        }
+        let add = command::BlockDirtyBitmapAdd::new(copy.node.clone(), mark.clone());
+        let add = add.persistent(true).disabled(true);
+        monitor.execute(add).await?;
     }
     Ok(())
 }
@@ -350,12 +418,14 @@ async fn undo_or_leave(op: &mut AsyncOp, copies: &Copies) {
 }
 
 /// Ends the jobs and removes what they made; bitmaps that were there before hold all that they held, and what came since.
+/// Without the copy it began with, a bitmap says nothing.
 pub(crate) async fn undo(op: &mut AsyncOp, copies: &Copies) -> Result<(), Error> {
     cancel_all(op, &copies.ids()).await?;
     for copy in &copies.all {
         drop_node(op, &copy.node).await?;
     }
-    drop_new_bitmaps(op, copies).await?;
+    let is_new = |name: &str, copy: &Copied| copy.mark.as_deref() == Some(name);
+    drop_bitmaps(op, copies, is_new).await?;
     drop_files(copies).await
 }
 
@@ -368,23 +438,20 @@ pub(crate) async fn drop_files(copies: &Copies) -> Result<(), Error> {
     Ok(())
 }
 
-/// Without the copy it began with, a bitmap says nothing.
-async fn drop_new_bitmaps(op: &mut AsyncOp, copies: &Copies) -> Result<(), Error> {
-    let Some(name) = &copies.bitmap else {
-        return Ok(());
-    };
+/// Removes these bitmaps of the disks that are copied.
+async fn drop_bitmaps(
+    op: &mut AsyncOp,
+    copies: &Copies,
+    is_one: impl Fn(&str, &Copied) -> bool,
+) -> Result<(), Error> {
     let monitor = op.monitor().await?;
     let nodes = block::nodes(&monitor).await?;
-    for copy in copies.all.iter().filter(|copy| copy.is_bitmap_new) {
-        let is_there = nodes.iter().any(|node| {
-            node.node_name.as_ref() == Some(&copy.source)
-                && node
-                    .dirty_bitmaps
-                    .iter()
-                    .any(|bitmap| bitmap.name.as_ref() == Some(name))
-        });
-        if is_there {
-            let remove = command::BlockDirtyBitmapRemove::new(copy.source.clone(), name.clone());
+    for copy in &copies.all {
+        // One that somebody else uses stays, and is true all the same.
+        let idle = bitmaps_of(&nodes, &copy.source).filter(|bitmap| !bitmap.busy);
+        let names = idle.filter_map(|bitmap| bitmap.name.clone());
+        for name in names.filter(|name| is_one(name, copy)) {
+            let remove = command::BlockDirtyBitmapRemove::new(copy.source.clone(), name);
             monitor.execute(remove).await?;
         }
     }

@@ -141,8 +141,8 @@ pub(crate) enum Inside {
 pub(crate) struct Copies {
     /// One a disk.
     pub(crate) all: Vec<Copied>,
-    /// The bitmaps that tell what changed since, and go on from here.
-    pub(crate) bitmap: Option<String>,
+    /// The chain that goes on from here.
+    pub(crate) chain: Option<String>,
     /// Whether what was copied stays although it is not whole.
     pub(crate) is_kept: bool,
     /// Whether all of it is copied.
@@ -167,6 +167,6 @@ pub(crate) struct Copied {
     pub(crate) job: String,
     /// The copy's image.
     pub(crate) file: Made,
-    /// Whether its bitmap is made for this copy.
-    pub(crate) is_bitmap_new: bool,
+    /// What it and the bitmap that goes on from it are [known by](crate::marks).
+    pub(crate) mark: Option<String>,
 }

@@ -171,7 +171,8 @@ async fn obey(driver: &Driver, env: &Env, dir: &Path, line: &str) -> Result<Stri
             let target = BackupTarget {
                 disk: crate::DISK.to_owned(),
                 path: path()?,
-                behind: None,
+                // What the hand had copied before it.
+                behind: (words[0] == "backup-since").then_some(path()?.with_extension("first")),
             };
             let copied = web(driver)?.backup(vec![target], options);
             copied.await.map_err(text)?;

@@ -204,7 +204,6 @@ impl Hand {
                 let copied = format!("backup-chain {}", first.display());
                 self.daemon()?.must(&copied)?;
                 self.check(&first)?;
-                fs::remove_file(first).map_err(|error| error.to_string())?;
             }
             Doing::Plug => self.make_data(&file)?,
             Doing::Unplug => {

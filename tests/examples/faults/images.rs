@@ -128,6 +128,8 @@ impl Hand {
             }
             _ => fs::remove_file(file).map_err(|error| error.to_string())?,
         }
+        // What a copy of what changed goes on from.
+        let _none = fs::remove_file(file.with_extension("first"));
         if !is_off {
             return Ok(());
         }
