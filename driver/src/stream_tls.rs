@@ -9,6 +9,14 @@
 //!  take off ◄── once the migration is over, however; and before anything else that QEMU streams
 //! ```
 //!
+//! The side that sends believes the one daemon that it was told the name of. The side that waits believes whoever holds a
+//! certificate of the authority, and no fewer: QEMU can be told of one alone (`tls-authz`), but it looks at the subject of the
+//! certificate, in the words of GnuTLS, while the daemons know each other by the DNS names beside it. An authority may give
+//! all its certificates the same subject, or none, so that a check of it would hold for some and look as if it did for all.
+//! Whoever holds another certificate, and saw the ticket on its way, can therefore come first and feed the QEMU that waits.
+//! It finds what QEMU does with a hostile stream; a guest runs from that in no case, since the one who brings it is sent
+//! away then, its migration fails, and nothing is started without its word.
+//!
 //! Must not know when a migration begins or ends.
 
 use std::fs::{DirBuilder, OpenOptions};

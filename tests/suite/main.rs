@@ -3,6 +3,7 @@
 //!
 //! What the machine lacks is reported as ignored, by name and with the reason.
 
+mod authority;
 mod harness;
 mod rig;
 mod storage;

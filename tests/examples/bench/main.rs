@@ -3,6 +3,8 @@
 //!
 //! Called by `cargo xtask bench driver|migrate [--short]`, which sets where QEMU is.
 
+#[path = "../../suite/authority.rs"]
+mod authority;
 mod bare;
 mod fakes;
 mod figures;

@@ -1,21 +1,27 @@
 //! What does it cost to have a guest moved by drivers, beside a plain script that talks to the same QEMUs? And does a
-//! migration under way cost whoever asks the guest something, or wants it to stop?
+//! migration under way cost whoever asks the guest something, or wants it to stop? And what does it cost that a guest's memory
+//! passes under TLS?
 //!
 //! Two drivers with a wire between them, and a pair of bare QEMUs; each has one guest, of the same image. The guests move in
 //! turn, there and back, so that both meet the same machine.
 
 use std::future::IntoFuture;
 use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use driver::{Domain, Door, Guest, MigrateOptions, Notice, StartOptions, Subscription, What};
+use driver::{
+    Domain, Door, Guest, Landing, MigrateOptions, Notice, StartOptions, Subscription, What,
+};
 use monitor_qmp::command::MigrationStatus;
 use monitor_qmp::{Event, QmpEvent};
 use remote_migrate::wire::{AllowList, Options, UnixDial, WirePeer};
+use serde_json::Value;
 use tokio::time::Instant as Clock;
 
+use crate::authority::Authority;
 use crate::bare::{Bare, Line, Times, now};
 use crate::figures::{Bar, Figures};
 use crate::rig::{Env, Rig};
@@ -27,7 +33,7 @@ const FAST: u64 = 100 << 30;
 
 pub(crate) async fn run(env: &Env, figures: &mut Figures, is_short: bool) {
     let rounds = if is_short { 3 } else { 10 };
-    let mut pair = Pair::new(env).await;
+    let mut pair = Pair::new([Rig::new(env), Rig::new(env)]).await;
     let line = Line::of(pair.pid(), pair.rigs[0].dir.path());
     let mut bare = Some(Bare::boot(&line));
     // The bare guest boots as long as the other one did, and then both are idle.
@@ -56,6 +62,9 @@ pub(crate) async fn run(env: &Env, figures: &mut Figures, is_short: bool) {
     let mut bare = bare.expect("the last one runs");
     cancels(figures, rounds.min(5), &pair, &mut bare).await;
     queries(figures, if is_short { 100 } else { 400 }, &pair).await;
+    // Neither is to be in the way of those that come.
+    drop((pair, bare));
+    streams(env, figures, rounds).await;
 }
 
 /// Two drivers, a guest at one of them, and a second monitor of its QEMU.
@@ -68,8 +77,7 @@ struct Pair {
 }
 
 impl Pair {
-    async fn new(env: &Env) -> Self {
-        let rigs = [Rig::new(env), Rig::new(env)];
+    async fn new(rigs: [Rig; 2]) -> Self {
         let uid = rustix::process::getuid().as_raw();
         let options = Options::new(AllowList::nobody().uid(uid));
         for rig in &rigs {
@@ -170,9 +178,6 @@ async fn moves(
         *bare = Some(there);
         floor.push(times);
     }
-    let median = |all: &[Times], of: fn(Times) -> Duration| {
-        quantile(&mut all.iter().copied().map(of).collect::<Vec<_>>(), 0.5)
-    };
     let (took, least) = (median(&ours, Times::took), median(&floor, Times::took));
     figures.put(
         &format!("{name}-call-to-resume-bare"),
@@ -196,6 +201,36 @@ async fn moves(
         "ms",
         Bar::AtMost(10.0),
     );
+}
+
+fn median(all: &[Times], of: fn(Times) -> Duration) -> Duration {
+    quantile(&mut all.iter().copied().map(of).collect::<Vec<_>>(), 0.5)
+}
+
+/// The same move over the loopback device in plaintext and under TLS, in turn, as fast as it goes.
+async fn streams(env: &Env, figures: &mut Figures, rounds: usize) {
+    let authority = Authority::new();
+    let plaintext = || Landing::plaintext(Ipv4Addr::LOCALHOST.into());
+    let pair = |here: Landing, there: Landing| Pair::new([here, there].map(|at| Rig::at(env, at)));
+    let [here, there] = ["a.example", "b.example"].map(|name| authority.landing(name));
+    let mut under_tls = pair(here, there).await;
+    let mut in_plaintext = pair(plaintext(), plaintext()).await;
+    tokio::time::sleep(10 * SECOND).await;
+    let (mut tls, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        plain.push(in_plaintext.migrate(FAST).await);
+        tls.push(under_tls.migrate(FAST).await);
+    }
+    for (part, of) in [
+        ("call-to-resume", Times::took as fn(Times) -> Duration),
+        ("stopped", Times::stood_still),
+    ] {
+        let (took, least) = (median(&tls, of), median(&plain, of));
+        figures.put(&format!("tcp-plaintext-{part}"), ms(least), "ms", Bar::None);
+        figures.put(&format!("tcp-tls-{part}"), ms(took), "ms", Bar::None);
+        let ratio = took.as_secs_f64() / least.as_secs_f64();
+        figures.put(&format!("tcp-tls-{part}-ratio"), ratio, "x", Bar::None);
+    }
 }
 
 /// From the order to stop until the call that migrates has returned, less what QEMU itself took from `cancelling` to
@@ -248,22 +283,28 @@ async fn begun(pair: &Pair) -> Moving {
 }
 
 /// The same question by the driver and over a second monitor, in turn, while memory moves.
+///
+/// A request of the driver's has an id, by which its answer is known. QEMU reads its monitor byte by byte, about 5 µs each
+/// (see `monitor-qmp`), so what the second monitor is asked in the fewest bytes is asked with an id as well: that one tells
+/// what an id costs by itself, whoever asks.
 async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
     let mut raw = Raw::accept(&pair.raw, pair.pid());
     let moving = begun(pair).await;
     let domain = pair.domain.clone();
     // On a task, as in a daemon. The raw one blocks its thread, which is the least that it can cost.
     let asking = tokio::spawn(async move {
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
+        let (mut ours, mut floor, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..rounds {
             let began = Instant::now();
             domain.query_status().await.expect("it answers");
             ours.push(began.elapsed());
             floor.push(raw.query_status());
+            // As long as the driver's: it has asked before.
+            known.push(raw.query_status_as(100 + round as u64));
         }
-        (ours, floor)
+        (ours, floor, known)
     });
-    let (mut ours, mut floor) = asking.await.expect("no panic");
+    let (mut ours, mut floor, mut known) = asking.await.expect("no panic");
     pair.domain.cancel_job("bench").expect("memory moves still");
     moving
         .await
@@ -271,7 +312,14 @@ async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
         .expect_err("it was cancelled");
     for (part, at) in [("p50", 0.5), ("p95", 0.95)] {
         let (took, least) = (quantile(&mut ours, at), quantile(&mut floor, at));
+        let least_known = quantile(&mut known, at);
         figures.put(&format!("query-raw-{part}"), ms(least), "ms", Bar::None);
+        figures.put(
+            &format!("query-raw-with-an-id-{part}"),
+            ms(least_known),
+            "ms",
+            Bar::None,
+        );
         figures.put(&format!("query-{part}"), ms(took), "ms", Bar::None);
         let ratio = took.as_secs_f64() / least.as_secs_f64();
         let bar = if part == "p50" {
@@ -280,6 +328,9 @@ async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
             Bar::None
         };
         figures.put(&format!("query-ratio-{part}"), ratio, "x", bar);
+        let ratio = took.as_secs_f64() / least_known.as_secs_f64();
+        let name = format!("query-ratio-with-an-id-{part}");
+        figures.put(&name, ratio, "x", Bar::None);
     }
 }
 
@@ -301,7 +352,7 @@ impl Raw {
             let output = BufReader::new(input.try_clone().expect("a socket has two ends"));
             let mut raw = Self { input, output };
             raw.line();
-            raw.ask("qmp_capabilities");
+            raw.ask("{\"execute\":\"qmp_capabilities\"}\r\n");
             return raw;
         }
     }
@@ -312,8 +363,7 @@ impl Raw {
         line
     }
 
-    fn ask(&mut self, command: &str) {
-        let request = format!("{{\"execute\":\"{command}\"}}\r\n");
+    fn ask(&mut self, request: &str) {
         self.input
             .write_all(request.as_bytes())
             .expect("it listens");
@@ -322,7 +372,23 @@ impl Raw {
 
     fn query_status(&mut self) -> Duration {
         let began = Instant::now();
-        self.ask("query-status");
+        self.ask("{\"execute\":\"query-status\"}\r\n");
         began.elapsed()
+    }
+
+    /// With an id, and the answer read as far as whoever wants it must: what it says, and whose it is.
+    fn query_status_as(&mut self, id: u64) -> Duration {
+        let began = Instant::now();
+        let request = format!("{{\"execute\":\"query-status\",\"id\":{id}}}");
+        self.input
+            .write_all(request.as_bytes())
+            .expect("it listens");
+        loop {
+            let said: Value = serde_json::from_str(&self.line()).expect("it speaks JSON");
+            if said["id"] == id {
+                assert_eq!(said["return"]["running"], true);
+                return began.elapsed();
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::num::NonZero;
 use driver::{Landing, MigrateOptions};
 use libtest_mimic::Completion;
 
-use super::tls::Authority;
 use super::{SECOND, counts_on, peer};
+use crate::authority::Authority;
 use crate::rig::{Env, Rig, boot};
 
 /// What has a newer QEMU, or why that is not tested here.

@@ -10,8 +10,8 @@ use remote_migrate::{Owner, Report};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::tls::Authority;
 use super::{SECOND, counts_on, is_performing, peer, slow};
+use crate::authority::Authority;
 use crate::rig::{Rig, boot, jobs_until};
 
 fn slow_with_post_copy() -> MigrateOptions {

@@ -10,70 +10,17 @@ use async_trait::async_trait;
 use driver::{Domain, ErrorKind, Landing, MigrateOptions, Op};
 use job_core::JobKind;
 use monitor_qmp::command::{QomList, QueryMigrateParameters};
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
-use remote_migrate::wire::Tls;
 use remote_migrate::{Answer, Cookie, InProcess, Owner, Peer, PeerError, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::{SECOND, peer};
+use crate::authority::{Authority, under};
 use crate::rig::{Rig, boot};
 
 /// In the memory of every guest that runs Linux.
 const KNOWN: &[u8] = b"Linux version ";
-
-/// An authority of certificates.
-pub(super) struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    pub(super) fn new() -> Self {
-        let key = KeyPair::generate().expect("a key can be made");
-        let mut params = CertificateParams::new(Vec::new()).expect("no names are names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let certificate = params.self_signed(&key).expect("it can be signed");
-        Self {
-            pem: certificate.pem(),
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    /// What a daemon of this name shows, which believes those.
-    fn tls_believing(&self, name: &str, believed: &[&Self]) -> Tls {
-        let key = KeyPair::generate().expect("a key can be made");
-        let mut params = CertificateParams::new(Vec::new()).expect("no names are names");
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
-        params.subject_alt_names = vec![SanType::DnsName(name.try_into().expect("a name"))];
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .expect("it can be signed");
-        let (chain, key) = (certificate.pem(), key.serialize_pem());
-        let believed: String = believed.iter().map(|one| one.pem.as_str()).collect();
-        Tls::from_pem(believed.as_bytes(), chain.as_bytes(), key.as_bytes()).expect("it is of use")
-    }
-
-    fn tls(&self, name: &str) -> Tls {
-        self.tls_believing(name, &[self])
-    }
-
-    pub(super) fn landing(&self, name: &str) -> Landing {
-        under(self.tls(name))
-    }
-}
-
-fn under(tls: Tls) -> Landing {
-    Landing::tls(Ipv4Addr::LOCALHOST.into(), tls)
-}
 
 /// The way to a daemon, with somebody in the middle of it.
 struct Tapped {
