@@ -13,9 +13,10 @@
 //! certificate of the authority, and no fewer: QEMU can be told of one alone (`tls-authz`), but it looks at the subject of the
 //! certificate, in the words of GnuTLS, while the daemons know each other by the DNS names beside it. An authority may give
 //! all its certificates the same subject, or none, so that a check of it would hold for some and look as if it did for all.
-//! Whoever holds another certificate, and saw the ticket on its way, can therefore come first and feed the QEMU that waits.
-//! It finds what QEMU does with a hostile stream; a guest runs from that in no case, since the one who brings it is sent
-//! away then, its migration fails, and nothing is started without its word.
+//! Whoever holds another certificate, and saw the ticket on its way, can therefore come first and feed the QEMU that waits;
+//! where a guest comes over several connections there is no ticket to be seen. It finds what QEMU does with a hostile stream.
+//! No guest is started from that: the connections of the one who brings it are not taken then, its migration does not
+//! complete, and nothing runs without its word.
 //!
 //! Must not know when a migration begins or ends.
 

@@ -284,9 +284,9 @@ async fn begun(pair: &Pair) -> Moving {
 
 /// The same question by the driver and over a second monitor, in turn, while memory moves.
 ///
-/// A request of the driver's has an id, by which its answer is known. QEMU reads its monitor byte by byte, about 5 µs each
-/// (see `monitor-qmp`), so what the second monitor is asked in the fewest bytes is asked with an id as well: that one tells
-/// what an id costs by itself, whoever asks.
+/// A request of the driver's has an id, by which its answer is known. QEMU reads its monitor byte by byte, at about 5 µs
+/// each, so that an id has its price whoever sends it. The second monitor is asked without one, which is the floor of the
+/// bar, and once more with one, which tells that price.
 async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
     let mut raw = Raw::accept(&pair.raw, pair.pid());
     let moving = begun(pair).await;
