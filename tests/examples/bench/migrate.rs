@@ -12,9 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use driver::{
-    Domain, Door, Guest, Landing, MigrateOptions, Notice, StartOptions, Subscription, What,
-};
+use driver::{Domain, Door, Landing, MigrateOptions, Notice, StartOptions, Subscription, What};
 use monitor_qmp::command::MigrationStatus;
 use monitor_qmp::{Event, QmpEvent};
 use remote_migrate::wire::{AllowList, Options, UnixDial, WirePeer};
@@ -87,13 +85,10 @@ impl Pair {
         }
         let path = rigs[0].dir.path().join("raw");
         let raw = UnixListener::bind(&path).expect("a socket can be made");
-        let guest = rigs[0].guest("moves");
+        let mut guest = rigs[0].guest("moves");
         let chardev = format!("socket,id=raw,path={}", path.display());
         let extra = ["-chardev", &chardev, "-mon", "chardev=raw,mode=control"];
-        let guest = Guest {
-            extra_arguments: extra.map(str::to_owned).to_vec(),
-            ..guest
-        };
+        guest.extra_arguments.extend(extra.map(str::to_owned));
         let domain = rigs[0].driver.start(guest, StartOptions::default()).await;
         let domain = domain.expect("it starts");
         let booted = domain.wait_agent().deadline(60 * SECOND).await;

@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use super::restart::{Daemon, Deaf, Town, begins_to_move};
 use super::settling::Way;
-use super::tls::{Authority, has_key_on_disk, has_tls};
+use super::tls::{has_key_on_disk, has_tls};
 use super::{SECOND, counts_on, is_performing, peer, slow};
+use crate::authority::Authority;
 use crate::rig::{Rig, boot};
 
 /// QEMU has no key any more, and neither has the disk. The guest may run a little before the last is taken off.
