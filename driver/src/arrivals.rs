@@ -15,8 +15,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use job_core::AsyncKind;
 use remote_migrate::{
-    CopyState, DestinationHost, Guest as Arriving, HostError, Load, MigrationId, Prepared, Ran,
-    Reason, RunState, StartError, Step,
+    CopyState, DestinationHost, Downtime, Guest as Arriving, HostError, Load, MigrationId,
+    Prepared, Ran, Reason, RunState, Side, StartError, Step,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -234,6 +234,18 @@ impl DestinationHost for Arrivals {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(StartError::may_have_run(error)),
             Err(_) => Err(StartError::may_have_run("its task ended")),
+        }
+    }
+
+    fn resumed_at(&self, step: Step) -> Option<i64> {
+        let arrival = self.find(step.migration)?;
+        arrival.live.get()?.upgrade()?.resumed_at()
+    }
+
+    fn moved(&self, step: Step, downtime: Option<Downtime>) {
+        if let Some(domain) = self.context.registry.by_uuid(step.domain) {
+            let side = Side::Destination;
+            domain.tell(What::Moved { side, downtime });
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use job_core::{GoneWhy, Kind, Label, Outcome, Progress};
+use remote_migrate::{Downtime, Side};
 use uuid::Uuid;
 
 use crate::block_job::{BlockJobEnd, BlockJobKind};
@@ -127,6 +128,13 @@ pub enum What {
         generation: u64,
         /// How.
         why: GoneWhy,
+    },
+    /// The guest has moved: away from here, or to here, which both sides tell.
+    Moved {
+        /// Which side this is.
+        side: Side,
+        /// How long it stood still, if both hosts and the distance of their clocks are known.
+        downtime: Option<Downtime>,
     },
     /// What an earlier driver froze in the guest, and did not live to thaw, is thawed.
     Thawed {

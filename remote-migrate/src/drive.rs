@@ -15,7 +15,7 @@ use crate::{
     error::{Error, ErrorKind},
     host::{SourceHost, Step},
     journal::{Journal, Record, SourceRecord, SourceStage},
-    message::{Answer, Call, Prepared, Reply, Request},
+    message::{Answer, Call, Downtime, Prepared, Reply, Request},
     peer::{self, Effect, Peer, PeerError},
     phase::{Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
     plan::{Limits, Plan, Report},
@@ -182,6 +182,7 @@ struct Drive<'a> {
     is_ruled: bool,
     trouble: Option<Trouble>,
     chains: Chains,
+    downtime: Option<Downtime>,
     leaving: Leaving<'a>,
 }
 
@@ -216,6 +217,7 @@ impl<'a> Drive<'a> {
             is_ruled: false,
             trouble: None,
             chains: Chains::default(),
+            downtime: None,
             leaving: Leaving(control),
         }
     }
@@ -317,7 +319,10 @@ impl<'a> Drive<'a> {
                     },
                 }
             }
-            SourceAction::Ask(request) => {
+            SourceAction::Ask(mut request) => {
+                request.downtime = self
+                    .downtime
+                    .filter(|_| matches!(request.call, Call::Confirm(_)));
                 let deadline = Instant::now() + self.limit_of(&request.call);
                 tokio::select! {
                     biased;
@@ -415,7 +420,18 @@ impl<'a> Drive<'a> {
 
     fn answered(&mut self, answer: Result<Answer, PeerError>) -> SourceInput {
         match answer {
-            Ok(Answer { reply, trouble, .. }) => {
+            Ok(Answer {
+                reply,
+                trouble,
+                resumed,
+                ..
+            }) => {
+                if let Some(resumed) = resumed.filter(|_| reply == Reply::Owned)
+                    && let Some(stopped) = self.host.stopped_at()
+                    && let Some(clock) = self.peer.clock()
+                {
+                    self.downtime = clock.downtime(stopped, resumed);
+                }
                 let told = trouble.or_else(|| match &reply {
                     Reply::Refused(why) | Reply::Busy(why) => Some(why.clone()),
                     _ => None,
@@ -487,6 +503,7 @@ impl<'a> Drive<'a> {
                     owner,
                     settled: end.settled,
                     took,
+                    downtime: self.downtime,
                 };
                 self.leaving.0.left(Some(report));
                 return Ok(Concluded {

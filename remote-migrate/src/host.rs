@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     control::Meter,
-    message::{CopyState, Guest, Prepared, Ran},
+    message::{CopyState, Downtime, Guest, Prepared, Ran},
     phase::{Cookie, MigrationId, Reason, RunState},
     source::Outcome,
     verdict::GuestState,
@@ -138,6 +138,11 @@ pub trait SourceHost: Send + Sync {
     ///
     /// Cancel safe: nothing changes.
     async fn inspect(&self, step: Step) -> Result<GuestState, HostError>;
+
+    /// When the guest was stopped for its switchover, by the clock of this host in nanoseconds since 1970, if it is known.
+    fn stopped_at(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// The local steps of a guest that arrives.
@@ -222,6 +227,15 @@ pub trait DestinationHost: Send + Sync {
     ///
     /// Cancel safe: nothing changes.
     async fn inspect(&self, step: Step) -> Result<CopyState, HostError>;
+
+    /// When the guest was let run here, by the clock of this host in nanoseconds since 1970, if it is known.
+    fn resumed_at(&self, _step: Step) -> Option<i64> {
+        None
+    }
+
+    /// It is over: the source has let go of the guest, which stood still for so long, if that could be measured. Told once,
+    /// unless the daemon was restarted since.
+    fn moved(&self, _step: Step, _downtime: Option<Downtime>) {}
 }
 
 /// How far the guest is loaded.

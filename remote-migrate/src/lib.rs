@@ -187,7 +187,9 @@ pub use journal::{
     DestinationRecord, DestinationStage, Journal, JournalError, MemoryJournal, Record,
     SourceRecord, SourceStage,
 };
-pub use message::{Answer, Call, CopyState, Fate, Guest, Prepared, Ran, Reply, Request, Status};
+pub use message::{
+    Answer, Call, CopyState, Downtime, Fate, Guest, Prepared, Ran, Reply, Request, Status,
+};
 pub use peer::{Effect, InProcess, Peer, PeerError, Service};
 pub use phase::{
     Cookie, CookieError, Epoch, MigrationId, Owner, Phase, Reason, RunState, Side, TooLate,

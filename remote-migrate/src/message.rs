@@ -4,7 +4,7 @@
 //! implements [`Peer`](crate::Peer). Every request may arrive late, twice or never, and every reply
 //! may be lost; what makes that harmless stands in [`destination`](crate::destination).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -22,6 +22,20 @@ pub struct Request {
     pub domain: Uuid,
     /// What is asked.
     pub call: Call,
+    /// With `Confirm`: how long the guest stood still. For people: nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<Downtime>,
+}
+
+/// How long the guest stood still: from its stop at the source to its start at the destination, each by the clock of its own
+/// host, less what the two clocks are apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "a measure and its error")]
+pub struct Downtime {
+    /// So long.
+    pub took: Duration,
+    /// How far the truth may be from that, either way: as far as that of the measured clocks may.
+    pub error: Duration,
 }
 
 /// What can be asked of the other side.
@@ -88,6 +102,10 @@ pub struct Answer {
     /// by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<Reason>,
+    /// With `Owned`: when the guest was let run, by the clock of the side that answers, in nanoseconds since 1970. For people,
+    /// too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<i64>,
 }
 
 /// What can be answered.

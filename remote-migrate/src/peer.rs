@@ -9,7 +9,10 @@ use std::{error::Error as StdError, sync::Arc};
 use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
-use crate::message::{Answer, Request};
+use crate::{
+    message::{Answer, Request},
+    wire::ClockOffset,
+};
 
 /// The other daemon, as it can be asked.
 #[async_trait]
@@ -25,6 +28,11 @@ pub trait Peer: Send + Sync {
     ///
     /// Dropping the future gives up waiting; the request may arrive all the same.
     async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError>;
+
+    /// How far the other side's clock is from ours, if that was measured.
+    fn clock(&self) -> Option<ClockOffset> {
+        None
+    }
 }
 
 /// Whoever answers a peer's requests.
@@ -122,6 +130,14 @@ impl Peer for InProcess {
         timeout_at(deadline, self.service.serve(request, deadline))
             .await
             .map_err(|_| PeerError::late())
+    }
+
+    fn clock(&self) -> Option<ClockOffset> {
+        // It is the same one.
+        Some(ClockOffset {
+            nanos: 0,
+            error: std::time::Duration::ZERO,
+        })
     }
 }
 

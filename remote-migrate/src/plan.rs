@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use crate::phase::{MigrationId, Owner};
+use crate::{
+    message::Downtime,
+    phase::{MigrationId, Owner},
+};
 
 /// What is to be moved, and how long each part of it may take.
 #[derive(Clone, Debug)]
@@ -113,4 +116,6 @@ pub struct Report {
     pub settled: bool,
     /// How long this call took.
     pub took: Duration,
+    /// How long the guest stood still, if it moved in this call and both hosts and the distance of their clocks are known.
+    pub downtime: Option<Downtime>,
 }

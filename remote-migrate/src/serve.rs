@@ -18,7 +18,7 @@ use crate::{
     error::{Error, ErrorKind},
     host::{DestinationHost, Load, Step},
     journal::{DestinationRecord, Journal, Record},
-    message::{Answer, Call, Ran, Reply, Request},
+    message::{Answer, Call, Fate, Ran, Reply, Request},
     peer::{self, Peer, Service},
     phase::{MigrationId, Owner, Phase, Reason, Side},
     verdict::{Heard, Ruling},
@@ -185,7 +185,10 @@ impl Destination {
 impl Service for Destination {
     async fn serve(&self, request: Request, deadline: Instant) -> Answer {
         let Request {
-            migration, epoch, ..
+            migration,
+            epoch,
+            domain,
+            ..
         } = request;
         let (reply, trouble) = if matches!(request.call, Call::Status(Side::Source)) {
             (self.inner.source_status(migration).await, None)
@@ -199,11 +202,15 @@ impl Service for Destination {
                 Err((_, why)) => (Reply::Busy(why), None),
             }
         };
+        let owned = reply == Reply::Owned;
+        let step = Step::new(migration, domain, deadline);
+        let resumed = owned.then(|| self.inner.host.resumed_at(step)).flatten();
         Answer {
             migration,
             epoch,
             reply,
             trouble,
+            resumed,
         }
     }
 }
@@ -214,6 +221,7 @@ async fn ask_source(source: &dyn Peer, record: &DestinationRecord, deadline: Ins
         epoch: record.epoch,
         domain: record.domain,
         call: Call::Status(Side::Source),
+        downtime: None,
     };
     match peer::ask(source, request, deadline)
         .await
@@ -264,6 +272,15 @@ impl Inner {
             DestinationInput::Request(request) => self.admit(request, &machine).await,
             _ => None,
         };
+        let moved = match &input {
+            DestinationInput::Request(request)
+                if request.call == Call::Confirm(Fate::Keep) && machine.record().is_some() =>
+            {
+                let step = Step::new(migration, request.domain, deadline);
+                Some((step, request.downtime))
+            }
+            _ => None,
+        };
         let outcome = match refused {
             Some(reply) => Outcome::Reply(reply, None),
             None => {
@@ -272,6 +289,9 @@ impl Inner {
                     .await
             }
         };
+        if let (Some((step, downtime)), Outcome::Reply(Reply::Closed, _)) = (moved, &outcome) {
+            self.host.moved(step, downtime);
+        }
         seat.machine = Some(machine);
         Ok(outcome)
     }

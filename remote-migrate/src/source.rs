@@ -385,6 +385,7 @@ impl SourceMachine {
             epoch: self.record.epoch,
             domain: self.record.domain,
             call,
+            downtime: None,
         })
     }
 

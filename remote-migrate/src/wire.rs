@@ -19,7 +19,7 @@
 //! | `fault` | both, last | `kind`, `text` | always; the connection is over |
 //!
 //! ```text
-//!  00 00 00 4e {"hello":{"magic":"vmwright-migrate","version":1,"features":["clock"]}}
+//!  00 00 00 59 {"hello":{"magic":"vmwright-migrate","version":1,"features":["clock","downtime"]}}
 //!  00 00 00 0f {"ping":{"id":1}}
 //! ```
 //!

@@ -17,6 +17,7 @@ fn ask_in(epoch: Epoch, call: Call) -> In {
         epoch,
         domain: Uuid::nil(),
         call,
+        downtime: None,
     })
 }
 

@@ -16,8 +16,8 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver::{Domain, ErrorKind, MigrateOptions, Run, StartOptions};
-use remote_migrate::{InProcess, Owner};
+use driver::{Domain, ErrorKind, MigrateOptions, Notice, Run, StartOptions, Subscription, What};
+use remote_migrate::{Downtime, InProcess, Owner, Side};
 use tokio::time::Instant;
 
 use crate::harness::tests;
@@ -132,6 +132,7 @@ async fn a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was(rig
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
     let console = rig.console("web");
     console.past(3, 20 * SECOND).await.expect("it counts");
+    let mut told = [&rig, &there].map(|rig| rig.driver.subscribe());
     let report = domain
         .migrate(peer(&there), MigrateOptions::default())
         .await
@@ -142,6 +143,11 @@ async fn a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was(rig
         Run::Off,
         "its QEMU here ended before the call did"
     );
+    let downtime = report.downtime.expect("both are on one host");
+    assert!(downtime.took > Duration::ZERO && downtime.took < report.took);
+    for (told, side) in told.iter_mut().zip([Side::Source, Side::Destination]) {
+        assert_eq!(moved_by(told).await, (side, Some(downtime)));
+    }
     let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
     counts_on(&rig, 3, 20 * SECOND).await;
@@ -150,6 +156,17 @@ async fn a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was(rig
         .deadline(30 * SECOND)
         .await
         .expect("its agent answers there");
+}
+
+/// What a driver tells of a guest that has moved.
+async fn moved_by(told: &mut Subscription) -> (Side, Option<Downtime>) {
+    loop {
+        if let Notice::News { news, .. } = told.next().await
+            && let What::Moved { side, downtime } = news.what
+        {
+            return (side, downtime);
+        }
+    }
 }
 
 async fn a_guest_moves_there_and_back(rig: Rig) {

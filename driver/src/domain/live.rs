@@ -1,13 +1,13 @@
 //! The guest of one generation: its process, its monitor, its agent, and how it is known to end.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_qga::Qga;
 use job_core::GoneWhy;
-use monitor_qmp::{Qmp, Request, command};
+use monitor_qmp::{Qmp, QmpEvent, Request, Timestamp, command};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -47,6 +47,9 @@ pub(crate) struct Live {
     doom: Mutex<Option<GoneWhy>>,
     /// Whether a guest that arrives may have run here.
     has_run: AtomicBool,
+    /// When QEMU stopped it last, and let it run last, by QEMU's clock in nanoseconds since 1970; 0 if it did not.
+    stopped: AtomicI64,
+    resumed: AtomicI64,
 }
 
 impl Live {
@@ -62,7 +65,31 @@ impl Live {
             said: CancellationToken::new(),
             doom: Mutex::new(None),
             has_run: AtomicBool::new(false),
+            stopped: AtomicI64::new(0),
+            resumed: AtomicI64::new(0),
         }
+    }
+
+    /// QEMU told that it stopped the guest, or let it run.
+    pub(crate) fn turned(&self, event: &QmpEvent, at: Timestamp) {
+        let place = match event {
+            QmpEvent::Stop => &self.stopped,
+            QmpEvent::Resume => &self.resumed,
+            _ => return,
+        };
+        let since = at
+            .to_system_time()
+            .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let nanos = since.and_then(|since| i64::try_from(since.as_nanos()).ok());
+        place.store(nanos.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    pub(crate) fn stopped_at(&self) -> Option<i64> {
+        Some(self.stopped.load(Ordering::Relaxed)).filter(|at| *at != 0)
+    }
+
+    pub(crate) fn resumed_at(&self) -> Option<i64> {
+        Some(self.resumed.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
     pub(crate) fn monitor(&self) -> Option<&Arc<dyn Qmp>> {

@@ -65,7 +65,8 @@ impl News {
             What::Defined
             | What::Started { .. }
             | What::Thawed { .. }
-            | What::StillFrozen { .. } => false,
+            | What::StillFrozen { .. }
+            | What::Moved { .. } => false,
         };
         let subject = subject.finish();
         Mark { subject, ends }

@@ -36,6 +36,7 @@ impl EventSink for Pump {
         domain.count(|tally| &tally.events);
         trace!(domain = %domain.name, event = event.name, "QEMU tells");
         let typed = event.typed();
+        live.turned(&typed, event.timestamp);
         domain.observe(Observation::Event(&typed, event.sequence));
         if let (Some(signal), Some(agent)) = (agent_signal(&typed), live.agent()) {
             agent.note(signal);

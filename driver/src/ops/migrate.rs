@@ -25,6 +25,7 @@ use crate::access::Rescue;
 use crate::context::Context;
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
+use crate::events::What;
 use crate::guest::Guest;
 use crate::landing::{Landing, Way};
 use crate::ops::destroy::cleaned_up;
@@ -139,6 +140,8 @@ impl Domain {
                 return recovered.until(deadline).await;
             };
             gone_with(&domain, live, deadline).await?;
+            let (side, downtime) = (Side::Source, moved.downtime);
+            domain.0.tell(What::Moved { side, downtime });
             Ok(moved)
         })
     }

@@ -59,6 +59,9 @@ pub struct Saved {
 impl Domain {
     /// Saves the guest to a new file and ends it. [`Driver::restore`](crate::Driver::restore) brings it back.
     ///
+    /// This is QEMU's migration, to the file's descriptor in place of another QEMU, with a header of ours before it that says
+    /// what the guest is made of and whether the file is whole; a restore is the other end of that migration.
+    ///
     /// Cancelled or failed, the guest goes on as before and the file is removed. Once the file is complete there is no
     /// way back: the guest is in the file, and its QEMU ends.
     pub fn save(&self, path: impl Into<PathBuf>, options: SaveOptions) -> Call<Saved> {

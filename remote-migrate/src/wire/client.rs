@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Options,
+    clock::ClockOffset,
     connection::{Connection, Mark},
     dial::{Dial, Stream},
     error::WireError,
@@ -102,6 +103,10 @@ impl Peer for WirePeer {
         let answer = handle.ask(request, deadline).await?;
         *idle = Some(handle);
         Ok(answer)
+    }
+
+    fn clock(&self) -> Option<ClockOffset> {
+        self.inner.link.clock()
     }
 }
 

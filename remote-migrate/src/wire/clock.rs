@@ -6,6 +6,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::message::Downtime;
+
 /// Samples kept, as NTP's clock filter keeps them. A clock that was set is believed again after as many beats.
 const SAMPLES: usize = 8;
 
@@ -24,6 +26,22 @@ impl ClockOffset {
     #[must_use]
     pub fn between(&self, ours: i64, theirs: i64) -> i128 {
         i128::from(theirs) - i128::from(self.nanos) - i128::from(ours)
+    }
+
+    /// How long a guest stood still that was stopped here and let run there, both in nanoseconds since 1970. Nothing if it
+    /// came out as less than nothing by more than the error: then a clock was set meanwhile.
+    #[must_use]
+    pub fn downtime(&self, stopped: i64, resumed: i64) -> Option<Downtime> {
+        let took = self.between(stopped, resumed);
+        let error = self.error;
+        if took < 0 && took.unsigned_abs() > error.as_nanos() {
+            return None;
+        }
+        let took = u64::try_from(took.max(0)).ok()?;
+        Some(Downtime {
+            took: Duration::from_nanos(took),
+            error,
+        })
     }
 }
 
@@ -101,6 +119,25 @@ mod tests {
         }
         let best = filter.best().unwrap();
         assert!(best.nanos > 4_900_000_000, "{best:?}");
+    }
+
+    #[test]
+    fn downtime_is_never_negative_and_none_by_a_clock_that_was_set() {
+        let offset = ClockOffset {
+            nanos: 500,
+            error: Duration::from_nanos(200),
+        };
+        let took = |stopped, resumed| {
+            let downtime = offset.downtime(stopped, resumed)?;
+            assert_eq!(downtime.error, offset.error);
+            Some(downtime.took.as_nanos())
+        };
+        assert_eq!(took(1_000, 1_800), Some(300));
+        assert_eq!(took(1_000, 1_500), Some(0));
+        assert_eq!(took(1_000, 1_300), Some(0), "within the error");
+        assert_eq!(took(1_000, 1_299), None);
+        assert_eq!(took(i64::MAX, i64::MIN), None);
+        assert!(took(i64::MIN, i64::MAX).is_none_or(|took| took > 0));
     }
 
     #[test]

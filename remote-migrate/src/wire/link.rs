@@ -42,6 +42,12 @@ impl Link {
         self.0.subscribe()
     }
 
+    /// How far the other side's clock is, by the best of the last beats.
+    #[must_use]
+    pub fn clock(&self) -> Option<ClockOffset> {
+        self.0.borrow().clock
+    }
+
     /// Another connection is open; its number is to be handed to [`Link::closed`].
     pub(super) fn opened(&self, peer: &PeerIdentity, agreed: Option<&Agreed>) -> u64 {
         let mut number = 0;

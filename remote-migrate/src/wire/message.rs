@@ -24,6 +24,9 @@ pub const MAGIC: &str = "vmwright-migrate";
 /// Feature: a pong carries the clock of the side that sends it.
 pub const CLOCK: &str = "clock";
 
+/// Feature: an answer carries when the guest was let run, and a request how long it stood still.
+pub const DOWNTIME: &str = "downtime";
+
 /// Features that one side may name.
 pub const MAX_FEATURES: usize = 64;
 
@@ -105,7 +108,7 @@ impl Hello {
         Self {
             magic: MAGIC.to_owned(),
             version: VERSION,
-            features: BTreeSet::from([CLOCK.to_owned()]),
+            features: BTreeSet::from([CLOCK.to_owned(), DOWNTIME.to_owned()]),
         }
     }
 }

@@ -122,6 +122,7 @@ async fn by_deadline(service: &dyn Service, request: Request, deadline: Instant)
             epoch,
             reply: Reply::Busy(Reason::new("not served by its deadline")),
             trouble: None,
+            resumed: None,
         },
     }
 }

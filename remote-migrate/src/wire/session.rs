@@ -33,7 +33,7 @@ use crate::{
 
 use super::{
     clock::{ClockFilter, ClockOffset},
-    message::{CLOCK, Hello, MAGIC, MAX_FEATURES, Message, millis, shared_version},
+    message::{CLOCK, DOWNTIME, Hello, MAGIC, MAX_FEATURES, Message, millis, shared_version},
 };
 
 pub use error::SessionError;
@@ -183,7 +183,7 @@ impl Session {
                 let expected = self.their_pings + 1;
                 numbered("ping", id, expected)?;
                 self.their_pings = id;
-                let clock = self.shows_clock().then_some(now.wall);
+                let clock = self.has(CLOCK).then_some(now.wall);
                 self.out.push_back(Message::Pong { id, clock });
                 Ok(None)
             }
@@ -193,7 +193,7 @@ impl Session {
                     .pinged
                     .take()
                     .ok_or(SessionError::OutOfTurn { what: "pong" })?;
-                if let Some(theirs) = clock.filter(|_| self.shows_clock()) {
+                if let Some(theirs) = clock.filter(|_| self.has(CLOCK)) {
                     let round_trip = now.elapsed.saturating_sub(sent.elapsed);
                     self.clock.sample(sent.wall, round_trip, theirs);
                 }
@@ -240,7 +240,7 @@ impl Session {
     /// # Errors
     ///
     /// [`SessionError::OutOfTurn`]: not now. The session goes on.
-    pub fn ask(&mut self, request: Request, within: Duration) -> Result<(), SessionError> {
+    pub fn ask(&mut self, mut request: Request, within: Duration) -> Result<(), SessionError> {
         if self.role != Role::Asks || self.agreed.is_none() || self.open.is_some() {
             return Err(SessionError::OutOfTurn {
                 what: "own request",
@@ -248,6 +248,7 @@ impl Session {
         }
         self.requests += 1;
         self.open = Some((request.migration, request.epoch));
+        request.downtime = request.downtime.filter(|_| self.has(DOWNTIME));
         self.out.push_back(Message::Request {
             id: self.requests,
             within_ms: millis(within),
@@ -261,10 +262,11 @@ impl Session {
     /// # Errors
     ///
     /// [`SessionError::OutOfTurn`]: there is none. The session goes on.
-    pub fn answer(&mut self, answer: Answer) -> Result<(), SessionError> {
+    pub fn answer(&mut self, mut answer: Answer) -> Result<(), SessionError> {
         if self.role != Role::Answers || self.open.take().is_none() {
             return Err(SessionError::OutOfTurn { what: "own answer" });
         }
+        answer.resumed = answer.resumed.filter(|_| self.has(DOWNTIME));
         self.out.push_back(Message::Answer {
             id: self.requests,
             answer,
@@ -322,10 +324,11 @@ impl Session {
         self.out.push_back(Message::Ping { id: self.pings });
     }
 
-    fn shows_clock(&self) -> bool {
+    /// Whether both sides can do that.
+    fn has(&self, feature: &str) -> bool {
         self.agreed
             .as_ref()
-            .is_some_and(|agreed| agreed.features.contains(CLOCK))
+            .is_some_and(|agreed| agreed.features.contains(feature))
     }
 
     fn settle(&self, theirs: Hello) -> Result<Agreed, SessionError> {

@@ -482,6 +482,7 @@ impl Rig {
             epoch: Epoch::FIRST,
             domain: self.domain,
             call,
+            downtime: None,
         }
     }
 

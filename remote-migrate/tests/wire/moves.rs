@@ -82,7 +82,7 @@ async fn a_peer_beats_while_nobody_asks_and_shows_when_it_is_lost() {
     let rig = Rig::new();
     // Enough for the greeting and some beats; then nothing passes, and nobody is told.
     let cut = Cut {
-        up: 5_000,
+        up: 5_200,
         heard: false,
         ..Cut::NEVER
     };

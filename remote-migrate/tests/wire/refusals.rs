@@ -229,6 +229,7 @@ async fn messages_that_come_when_they_may_not_are_refused() {
         epoch: Epoch::FIRST,
         reply: Reply::Owned,
         trouble: None,
+        resumed: None,
     };
     for (message, what) in [
         (Message::Hello(Hello::ours()), "hello"),
@@ -400,6 +401,7 @@ async fn an_answer_to_something_else_is_refused() {
         epoch: Epoch::FIRST,
         reply: Reply::Closed,
         trouble: None,
+        resumed: None,
     };
     let epoch = Answer {
         epoch: Epoch::FIRST.next(),
@@ -509,6 +511,7 @@ fn the_largest_cookie_fits_into_a_frame_however_it_is_escaped() {
         epoch: Epoch::FIRST,
         domain: Uuid::nil(),
         call: Call::Prepare(guest),
+        downtime: None,
     };
     let payload = serde_json::to_vec(&Message::Request {
         id: u64::MAX,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use job_core::{GoneWhy, Guard};
-use monitor_qmp::command::{self, MigrationStatus};
+use monitor_qmp::command::{self, MigrationInfo, MigrationStatus};
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
 use remote_migrate::{
@@ -17,7 +17,6 @@ use tracing::warn;
 
 use super::sending::{self, is_over, only};
 use super::{MigrateOptions, Moving};
-use crate::access::Monitor;
 use crate::domain::state::Run;
 use crate::error::{Cause, Error};
 use crate::ops::AsyncOp;
@@ -70,15 +69,7 @@ impl SourceHost for Leaving<'_> {
         op.note_work(Work::MigrationOut)
             .await
             .map_err(HostError::new)?;
-        let monitor = op.monitor().await.map_err(HostError::new)?;
-        let status = monitor
-            .execute(command::QueryStatus)
-            .await
-            .map_err(HostError::new)?;
-        let info = monitor
-            .execute(command::QueryMigrate)
-            .await
-            .map_err(HostError::new)?;
+        let (status, info) = look(&mut op).await.map_err(HostError::new)?;
         if let Some(reason) = info.blocked_reasons.first() {
             return Err(HostError::new(format!("it cannot be moved: {reason}")));
         }
@@ -88,7 +79,7 @@ impl SourceHost for Leaving<'_> {
             return Err(HostError::new(text));
         }
         // Another QEMU may mean a newer machine by the same short name.
-        if let Some(machine) = machine(&monitor).await.map_err(HostError::new)? {
+        if let Some(machine) = machine(&mut op).await.map_err(HostError::new)? {
             guest.machine = machine;
         }
         let moving = Moving {
@@ -164,6 +155,12 @@ impl SourceHost for Leaving<'_> {
         .map_err(HostError::new)
     }
 
+    fn stopped_at(&self) -> Option<i64> {
+        // Nobody else has it while the answer of the other side is looked at.
+        let op = self.op.try_lock().ok()?;
+        op.live()?.stopped_at()
+    }
+
     async fn inspect(&self, _step: Step) -> Result<GuestState, HostError> {
         let mut op = self.op.lock().await;
         let patience = op.domain().0.context.defaults.command;
@@ -176,15 +173,7 @@ impl SourceHost for Leaving<'_> {
             // How far it ran on its own before it died is not known here.
             return Ok(GuestState::Gone(Ran::Maybe));
         }
-        let monitor = op.monitor().await.map_err(HostError::new)?;
-        let status = monitor
-            .execute(command::QueryStatus)
-            .await
-            .map_err(HostError::new)?;
-        let info = monitor
-            .execute(command::QueryMigrate)
-            .await
-            .map_err(HostError::new)?;
+        let (status, info) = look(&mut op).await.map_err(HostError::new)?;
         Ok(match (status.running, is_over(info.status.as_ref())) {
             (true, _) => GuestState::Running,
             (false, Some(true)) | (false, None) => GuestState::Stopped,
@@ -194,14 +183,22 @@ impl SourceHost for Leaving<'_> {
 }
 
 /// The full name of the machine that runs, as `pc-q35-7.2` for one that was started as `q35`.
-async fn machine(monitor: &Monitor<'_>) -> Result<Option<String>, Error> {
+async fn machine(op: &mut AsyncOp) -> Result<Option<String>, Error> {
     let property = command::QomGet {
         path: "/machine".into(),
         property: "type".into(),
     };
-    let said = monitor.execute(property).await?;
+    let said = op.monitor().await?.execute(property).await?;
     let kind: String = serde_json::from_str(said.get()).unwrap_or_default();
     Ok(kind.strip_suffix("-machine").map(str::to_owned))
+}
+
+/// What the guest does, and how far QEMU is with its migration.
+async fn look(op: &mut AsyncOp) -> Result<(command::Status, MigrationInfo), Error> {
+    let monitor = op.monitor().await?;
+    let status = monitor.execute(command::QueryStatus).await?;
+    let info = monitor.execute(command::QueryMigrate).await?;
+    Ok((status, info))
 }
 
 /// Ends what is left of the migration, and lets the guest run if it ran.

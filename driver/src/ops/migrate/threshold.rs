@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use job_core::{Guard, Stop};
+use remote_migrate::wire::ClockOffset;
 use remote_migrate::{
     Answer, Call, Journal, JournalError, MigrationId, Peer, PeerError, Record, Request, Side,
     SourceStage,
@@ -70,6 +71,10 @@ impl<'a> Asked<'a> {
 
 #[async_trait]
 impl Peer for Asked<'_> {
+    fn clock(&self) -> Option<ClockOffset> {
+        self.peer.clock()
+    }
+
     async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
         let mut op = self.op.lock().await;
         let silence = op.domain().0.context.defaults.silence;

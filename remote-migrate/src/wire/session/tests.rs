@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    message::{Call, Reply},
+    message::{Call, Downtime, Reply},
     phase::Side,
     wire::message::{Fault, FaultKind},
 };
@@ -48,6 +48,7 @@ fn request(migration: u128) -> Request {
         epoch: Epoch::FIRST,
         domain: Uuid::nil(),
         call: Call::Status(Side::Destination),
+        downtime: None,
     }
 }
 
@@ -65,6 +66,7 @@ fn reply(migration: u128, epoch: Epoch) -> Answer {
         epoch,
         reply: Reply::Unknown,
         trouble: None,
+        resumed: None,
     }
 }
 
@@ -235,6 +237,45 @@ fn a_feature_is_used_only_if_both_sides_name_it() {
         let pong = std::iter::from_fn(|| session.outgoing()).last();
         let clock = shown.then_some(0);
         assert_eq!(pong, Some(Message::Pong { id: 1, clock }));
+    }
+}
+
+#[test]
+fn the_standstill_is_told_only_to_a_side_that_knows_of_it() {
+    let downtime = Downtime {
+        took: Duration::from_millis(7),
+        error: Duration::from_millis(1),
+    };
+    for knows in [true, false] {
+        let mut hello = terms(1).hello;
+        if !knows {
+            hello.features.remove(DOWNTIME);
+        }
+        let hello = Message::Hello(hello);
+        let mut asks = session(Role::Asks);
+        asks.message(hello.clone(), at(0)).unwrap();
+        let mut told = request(1);
+        told.downtime = Some(downtime);
+        asks.ask(told, Duration::from_millis(1)).unwrap();
+        let Some(Message::Request { request: sent, .. }) =
+            std::iter::from_fn(|| asks.outgoing()).last()
+        else {
+            panic!("no request");
+        };
+        assert_eq!(sent.downtime, knows.then_some(downtime));
+
+        let mut answers = session(Role::Answers);
+        answers.message(hello, at(0)).unwrap();
+        answers.message(asked(1, 1), at(0)).unwrap();
+        let mut owned = reply(1, Epoch::FIRST);
+        owned.resumed = Some(9);
+        answers.answer(owned).unwrap();
+        let Some(Message::Answer { answer: sent, .. }) =
+            std::iter::from_fn(|| answers.outgoing()).last()
+        else {
+            panic!("no answer");
+        };
+        assert_eq!(sent.resumed, knows.then_some(9));
     }
 }
 
