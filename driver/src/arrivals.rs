@@ -15,8 +15,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use job_core::AsyncKind;
 use remote_migrate::{
-    CopyState, DestinationHost, Downtime, Guest as Arriving, HostError, Load, MigrationId,
-    Prepared, Ran, Reason, RunState, Side, StartError, Step,
+    CopyState, DestinationHost, Downtime, Guest as Arriving, HostError, Load, Meter, MigrationId,
+    Prepared, Ran, Reason, RunState, Side, StartError, Step, Transfer,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -49,6 +49,8 @@ struct Arrival {
     is_new: bool,
     orders: mpsc::Sender<Order>,
     live: OnceLock<Weak<Live>>,
+    /// How its memory moves.
+    meter: Meter,
 }
 
 impl Arrivals {
@@ -112,7 +114,9 @@ impl Arrivals {
             is_new,
             orders,
             live: OnceLock::new(),
+            meter: Meter::arriving(),
         });
+        let progress = arrival.meter.progress();
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
             here.retain(|_, arrival| !arrival.is_over());
@@ -123,7 +127,7 @@ impl Arrivals {
             AsyncKind::MigrationIn.default_mask(),
         );
         self.context.tracker.spawn(async move {
-            let work = move |op: AsyncOp| hold(op, moving, told, ready);
+            let work = move |op: AsyncOp| hold(op, moving, told, progress, ready);
             let end = held
                 .run_async(
                     "arrive",
@@ -246,6 +250,12 @@ impl DestinationHost for Arrivals {
         if let Some(domain) = self.context.registry.by_uuid(step.domain) {
             let side = Side::Destination;
             domain.tell(What::Moved { side, downtime });
+        }
+    }
+
+    fn transferred(&self, migration: MigrationId, transfer: Transfer) {
+        if let Some(arrival) = self.find(migration) {
+            arrival.meter.report(transfer);
         }
     }
 

@@ -4,6 +4,7 @@
 //! of return exclude each other here, under one short lock, so that the answer to a cancel is never a
 //! guess. Nothing here knows what a phase does.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// How the memory moves, as the source's host reports it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfer {
     /// Bytes sent so far.
     pub sent: u64,
@@ -236,6 +237,23 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// That of a guest which arrives, where it can be watched: how its memory moves is told by the other side.
+    #[must_use]
+    pub fn arriving() -> Self {
+        Self {
+            progress: watch::Sender::new(Progress {
+                phase: Phase::Perform,
+                transfer: Transfer::default(),
+            }),
+        }
+    }
+
+    /// The last report, and every one from here on.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
     /// Shows `transfer` to everybody who watches. Never waits; only the last report is kept.
     pub fn report(&self, transfer: Transfer) {
         self.progress

@@ -6,7 +6,7 @@
 
 mod outcome;
 
-use std::{error::Error as StdError, time::Duration};
+use std::{convert::Infallible, error::Error as StdError, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -15,7 +15,7 @@ use crate::{
     error::{Error, ErrorKind},
     host::{SourceHost, Step},
     journal::{Journal, Record, SourceRecord, SourceStage},
-    message::{Answer, Call, Downtime, Prepared, Reply, Request},
+    message::{Answer, Call, Downtime, Prepared, Reply, Request, Underway},
     peer::{self, Effect, Peer, PeerError},
     phase::{Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
     plan::{Limits, Plan, Report},
@@ -165,6 +165,28 @@ struct Nobody;
 impl Peer for Nobody {
     async fn ask(&self, _request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
         Err(PeerError::not_sent("an operator answers in its place"))
+    }
+}
+
+/// Tells the other side how the memory moves, for as long as it does.
+fn tell<'a>(
+    control: &Control,
+    peer: &'a dyn Peer,
+    machine: &SourceMachine,
+) -> impl Future<Output = Infallible> + use<'a> {
+    let (migration, epoch) = (machine.migration(), machine.epoch());
+    let mut progress = control.progress();
+    async move {
+        // The sender lives in the control, which lives as long as the drive.
+        while progress.changed().await.is_ok() {
+            let transfer = progress.borrow_and_update().transfer;
+            peer.tell(Underway {
+                migration,
+                epoch,
+                transfer,
+            });
+        }
+        std::future::pending().await
     }
 }
 
@@ -334,6 +356,7 @@ impl<'a> Drive<'a> {
                 let host = self.host;
                 let step = self.step(self.limits.perform);
                 let meter = control.meter();
+                let telling = tell(control, self.peer, &self.machine);
                 tokio::select! {
                     biased;
                     () = cancelled => return None,
@@ -341,6 +364,7 @@ impl<'a> Drive<'a> {
                         Ok(()) => In::Performed,
                         Err(cause) => self.host_failed(cause, In::PerformFailed),
                     },
+                    never = telling => match never {},
                     () = control.post_copy_wanted() => In::Switch,
                 }
             }
@@ -377,7 +401,12 @@ impl<'a> Drive<'a> {
         let step = self.step(self.limits.perform);
         let meter = self.control.meter();
         let host = self.host;
-        match on_time(step.deadline, host.drain(step, to, &meter)).await {
+        let telling = tell(self.control, self.peer, &self.machine);
+        let drained = tokio::select! {
+            drained = on_time(step.deadline, host.drain(step, to, &meter)) => drained,
+            never = telling => match never {},
+        };
+        match drained {
             Ok(()) => SourceInput::Drained,
             Err(cause) => self.host_failed(cause, SourceInput::DrainFailed),
         }

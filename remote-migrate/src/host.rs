@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    control::Meter,
+    control::{Meter, Transfer},
     message::{CopyState, Downtime, Guest, Prepared, Ran},
     phase::{Cookie, MigrationId, Reason, RunState},
     source::Outcome,
@@ -236,6 +236,9 @@ pub trait DestinationHost: Send + Sync {
     /// It is over: the source has let go of the guest, which stood still for so long, if that could be measured. Told once,
     /// unless the daemon was restarted since.
     fn moved(&self, _step: Step, _downtime: Option<Downtime>) {}
+
+    /// How far the memory of a guest that arrives is, by the word of the source. Must not wait.
+    fn transferred(&self, _migration: MigrationId, _transfer: Transfer) {}
 }
 
 /// How far the guest is loaded.

@@ -188,7 +188,7 @@ pub use journal::{
     SourceRecord, SourceStage,
 };
 pub use message::{
-    Answer, Call, CopyState, Downtime, Fate, Guest, Prepared, Ran, Reply, Request, Status,
+    Answer, Call, CopyState, Downtime, Fate, Guest, Prepared, Ran, Reply, Request, Status, Underway,
 };
 pub use peer::{Effect, InProcess, Peer, PeerError, Service};
 pub use phase::{

@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::phase::{Cookie, Epoch, MigrationId, Owner, Phase, Reason, RunState, Side};
+use crate::{
+    control::Transfer,
+    phase::{Cookie, Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
+};
 
 /// One question, with the migration it belongs to and the life of the source that asks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,6 +28,19 @@ pub struct Request {
     /// With `Confirm`: how long the guest stood still. For people: nothing is decided by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime: Option<Downtime>,
+}
+
+/// How far a migration is, as the source tells in passing. For people: nothing is decided by it, and none of it is
+/// checked but that it is of a migration that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "part of the wire")]
+pub struct Underway {
+    /// Which one.
+    pub migration: MigrationId,
+    /// The source's epoch of it.
+    pub epoch: Epoch,
+    /// The last report of the source's host.
+    pub transfer: Transfer,
 }
 
 /// How long the guest stood still: from its stop at the source to its start at the destination, each by the clock of its own

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    message::{Answer, Request},
+    message::{Answer, Request, Underway},
     wire::ClockOffset,
 };
 
@@ -33,6 +33,10 @@ pub trait Peer: Send + Sync {
     fn clock(&self) -> Option<ClockOffset> {
         None
     }
+
+    /// Tells the other side in passing how far a migration is. Never waits; of two that come soon one after the other the
+    /// later one is told, and a link that is down or slow loses it.
+    fn tell(&self, _underway: Underway) {}
 }
 
 /// Whoever answers a peer's requests.
@@ -44,6 +48,9 @@ pub trait Service: Send + Sync {
     ///
     /// Dropping the future loses the answer, not what was begun; asked again, it is answered.
     async fn serve(&self, request: Request, deadline: Instant) -> Answer;
+
+    /// Hears how far a migration is. Must not wait.
+    fn hear(&self, _underway: Underway) {}
 }
 
 /// What a request that got no answer may have done.
@@ -138,6 +145,10 @@ impl Peer for InProcess {
             nanos: 0,
             error: std::time::Duration::ZERO,
         })
+    }
+
+    fn tell(&self, underway: Underway) {
+        self.service.hear(underway);
     }
 }
 

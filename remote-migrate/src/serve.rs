@@ -18,7 +18,7 @@ use crate::{
     error::{Error, ErrorKind},
     host::{DestinationHost, Load, Step},
     journal::{DestinationRecord, Journal, Record},
-    message::{Answer, Call, Fate, Ran, Reply, Request},
+    message::{Answer, Call, Fate, Ran, Reply, Request, Underway},
     peer::{self, Peer, Service},
     phase::{MigrationId, Owner, Phase, Reason, Side},
     verdict::{Heard, Ruling},
@@ -212,6 +212,11 @@ impl Service for Destination {
             trouble,
             resumed,
         }
+    }
+
+    fn hear(&self, underway: Underway) {
+        let host = &self.inner.host;
+        host.transferred(underway.migration, underway.transfer);
     }
 }
 

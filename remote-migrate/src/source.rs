@@ -39,7 +39,7 @@ use uuid::Uuid;
 use crate::{
     journal::{SourceRecord, SourceStage},
     message::{Call, Fate, Guest, Prepared, Reply, Request, Status},
-    phase::{Cookie, MigrationId, Owner, Phase, Side, TooLate},
+    phase::{Cookie, Epoch, MigrationId, Owner, Phase, Side, TooLate},
     verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
 };
 
@@ -155,6 +155,12 @@ impl SourceMachine {
     #[must_use]
     pub fn migration(&self) -> MigrationId {
         self.record.migration
+    }
+
+    /// Which life of this daemon drives it.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.record.epoch
     }
 
     /// Which guest.

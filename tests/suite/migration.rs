@@ -16,7 +16,9 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver::{Domain, ErrorKind, MigrateOptions, Notice, Run, StartOptions, Subscription, What};
+use driver::{
+    Domain, ErrorKind, MigrateOptions, Notice, Run, StartOptions, Subscription, Tuning, What,
+};
 use remote_migrate::{Downtime, InProcess, Owner, Side};
 use tokio::time::Instant;
 
@@ -36,6 +38,7 @@ use traps::*;
 
 tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
+    how_far_a_guest_is_is_seen_on_both_sides,
     a_guest_moves_there_and_back,
     a_guest_that_moved_away_is_not_started_where_it_was,
     a_guest_that_moved_away_and_came_back_in_vain_is_not_started_there,
@@ -166,6 +169,36 @@ async fn moved_by(told: &mut Subscription) -> (Side, Option<Downtime>) {
         {
             return (side, downtime);
         }
+    }
+}
+
+async fn how_far_a_guest_is_is_seen_on_both_sides(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    assert!(domain.migration_progress().is_none(), "it does not move");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it comes");
+    assert!(is_performing(&copy).await, "its job there reports it, too");
+    for side in [&domain, &copy] {
+        let mut progress = side.migration_progress().expect("it is under way");
+        let moves = progress.wait_for(|now| now.transfer.sent > 0).await;
+        let transfer = moves.expect("it goes on").transfer;
+        assert!(transfer.remaining < transfer.total && transfer.pass > 0);
+    }
+    let tuned = copy.tune_migration(Tuning::default()).await;
+    let error = tuned.expect_err("it is led from the other side");
+    assert_eq!(error.kind(), ErrorKind::State);
+    let tuned = domain.tune_migration(Tuning {
+        bandwidth: Some(0),
+        ..Tuning::default()
+    });
+    tuned.await.expect("it passes beside the migration");
+    moving.await.expect("no panic").expect("it moves");
+    let is_over = |jobs: &job_core::Snapshot| jobs.asynchronous.is_none();
+    for side in [&domain, &copy] {
+        assert!(jobs_until(side, 20 * SECOND, is_over).await);
+        assert!(side.migration_progress().is_none(), "it is over");
     }
 }
 

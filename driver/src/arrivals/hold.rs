@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use job_core::{AsyncKind, Guard as _, JobKind, Stop};
 use monitor_qmp::command::{self, MigrationStatus, YankInstance};
-use remote_migrate::{Cookie, CopyState, Prepared, Ran, RunState};
-use tokio::sync::{mpsc, oneshot};
+use remote_migrate::{Cookie, CopyState, Prepared, Progress, Ran, RunState};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
@@ -24,7 +24,7 @@ use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::landing::{Gate, Way};
 use crate::ops::AsyncOp;
-use crate::ops::migrate::{Bring, Moving, is_post_copy, only_capabilities};
+use crate::ops::migrate::{Bring, Moving, Underway, is_post_copy, only_capabilities};
 use crate::ops::start::{bring_up, give_up, run};
 use crate::records::Work;
 use crate::stream_tls::{self, End};
@@ -52,8 +52,10 @@ pub(super) async fn hold(
     mut op: AsyncOp,
     moving: Moving,
     told: mpsc::Receiver<Order>,
+    progress: watch::Receiver<Progress>,
     ready: Ready,
 ) -> Result<(), Error> {
+    let underway = Underway::arriving(op.domain(), progress.clone());
     let (live, gate) = match open(&mut op, &moving).await {
         Ok((live, gate, prepared)) => {
             // Nobody waits for it any more: the orders, or their end, say what becomes of it.
@@ -67,6 +69,7 @@ pub(super) async fn hold(
         }
     };
     let mut held = Held {
+        _underway: underway,
         op,
         live,
         gate,
@@ -74,7 +77,7 @@ pub(super) async fn hold(
         is_in_halves: false,
         is_left: false,
     };
-    let end = held.obey(told).await;
+    let end = held.obey(told, progress).await;
     // Once it may have run it is the guest, whatever went wrong then: it is not ended for that.
     if end.is_err() && !held.live.has_run() && !held.is_left {
         give_up(&held.live);
@@ -149,6 +152,8 @@ async fn listen(op: &mut AsyncOp, moving: &Moving) -> Result<(Option<Gate>, Prep
 
 /// The job, and what it is about.
 struct Held {
+    /// Gone before the job ends.
+    _underway: Underway,
     op: AsyncOp,
     live: Arc<Live>,
     /// Closed behind the one that was let in.
@@ -161,7 +166,11 @@ struct Held {
 }
 
 impl Held {
-    async fn obey(&mut self, mut told: mpsc::Receiver<Order>) -> Result<(), Error> {
+    async fn obey(
+        &mut self,
+        mut told: mpsc::Receiver<Order>,
+        mut progress: watch::Receiver<Progress>,
+    ) -> Result<(), Error> {
         self.op.set_phase("prepare");
         let token = self.op.job().token();
         let (began, patience) = (Instant::now(), self.op.domain().0.context.defaults.arrival);
@@ -187,6 +196,12 @@ impl Held {
                         let waited = began.elapsed();
                         return Err(Cause::TimedOut { what, waited }.into());
                     }
+                    continue;
+                }
+                Ok(()) = progress.changed() => {
+                    let transfer = progress.borrow_and_update().transfer;
+                    let moved = transfer.total.saturating_sub(transfer.remaining);
+                    self.op.report(moved, transfer.total);
                     continue;
                 }
                 () = all_there(&self.op), if self.is_in_halves => {

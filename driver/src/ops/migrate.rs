@@ -35,12 +35,12 @@ use crate::policy::{Policy, Remedy};
 use bygone::Bygone;
 use leaving::Leaving;
 use threshold::{Asked, Noted};
-use tune::{Underway, underway};
+use tune::underway;
 
 pub use tune::Tuning;
 
 pub(crate) use sending::{is_post_copy, only as only_capabilities};
-pub(crate) use tune::Moves;
+pub(crate) use tune::{Moves, Underway};
 
 /// How long QEMU may take to obey a cancel. It takes some milliseconds.
 const FREE_AFTER: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot, watch},
     time::{Instant, timeout_at},
 };
 
@@ -24,7 +24,7 @@ use super::{
     session::{Event, Role},
 };
 use crate::{
-    message::{Answer, Request},
+    message::{Answer, Request, Underway},
     peer::{Peer, PeerError},
     phase::Reason,
 };
@@ -44,6 +44,8 @@ struct Inner {
     link: Link,
     /// The connection, while no request is on it.
     idle: Mutex<Option<Handle>>,
+    /// What the other side is told in passing.
+    underway: watch::Sender<Option<Underway>>,
 }
 
 /// The task that owns a connection. It hangs up when this is dropped.
@@ -71,6 +73,7 @@ impl WirePeer {
                 options,
                 link: Link::new(),
                 idle: Mutex::new(None),
+                underway: watch::Sender::new(None),
             }),
         }
     }
@@ -107,6 +110,10 @@ impl Peer for WirePeer {
 
     fn clock(&self) -> Option<ClockOffset> {
         self.inner.link.clock()
+    }
+
+    fn tell(&self, underway: Underway) {
+        self.inner.underway.send_replace(Some(underway));
     }
 }
 
@@ -152,7 +159,9 @@ impl Inner {
             }
         }
         let (asks, inbox) = mpsc::channel(1);
-        tokio::spawn(keep(connection, inbox, self.link.clone(), dialled.identity));
+        let underway = self.underway.subscribe();
+        let link = self.link.clone();
+        tokio::spawn(keep(connection, inbox, underway, link, dialled.identity));
         Ok(Handle(asks))
     }
 }
@@ -194,6 +203,7 @@ struct Waiting {
 async fn keep(
     mut connection: Connection<Box<dyn Stream>>,
     mut inbox: mpsc::Receiver<Ask>,
+    mut underway: watch::Receiver<Option<Underway>>,
     link: Link,
     identity: PeerIdentity,
 ) {
@@ -216,10 +226,16 @@ async fn keep(
                     }
                 }
                 Ok(Event::Beat) => link.measured(connection.session().clock()),
-                Ok(Event::Open | Event::Request { .. }) => {}
+                Ok(Event::Open | Event::Request { .. } | Event::Underway(_)) => {}
                 Err(error) => break error,
             },
             () = given_up => return link.closed(number, None),
+            Ok(()) = underway.changed() => {
+                let last = *underway.borrow_and_update();
+                if let Some(underway) = last {
+                    connection.session().tell(underway);
+                }
+            }
             ask = inbox.recv(), if idle => {
                 let Some(ask) = ask else { return link.closed(number, None) };
                 match post(&mut connection, ask) {

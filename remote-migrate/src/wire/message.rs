@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    message::{Answer, Request},
+    message::{Answer, Request, Underway},
     phase::Reason,
 };
 
@@ -26,6 +26,9 @@ pub const CLOCK: &str = "clock";
 
 /// Feature: an answer carries when the guest was let run, and a request how long it stood still.
 pub const DOWNTIME: &str = "downtime";
+
+/// Feature: a ping of the side that asks carries how far the migration is.
+pub const PROGRESS: &str = "progress";
 
 /// Features that one side may name.
 pub const MAX_FEATURES: usize = 64;
@@ -76,6 +79,9 @@ pub enum Message {
     Ping {
         /// Counts from 1 for each side, without gaps.
         id: u64,
+        /// From the side that asks: how far the migration is that it drives. Only if both have `progress`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        underway: Option<Underway>,
     },
     /// I am.
     Pong {
@@ -108,7 +114,7 @@ impl Hello {
         Self {
             magic: MAGIC.to_owned(),
             version: VERSION,
-            features: BTreeSet::from([CLOCK.to_owned(), DOWNTIME.to_owned()]),
+            features: BTreeSet::from([CLOCK, DOWNTIME, PROGRESS].map(str::to_owned)),
         }
     }
 }

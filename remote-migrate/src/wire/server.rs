@@ -94,6 +94,7 @@ where
                     serving = Some(Box::pin(by_deadline(service, request, deadline)));
                 }
                 Ok(Event::Beat) => link.measured(connection.session().clock()),
+                Ok(Event::Underway(underway)) => service.hear(underway),
                 Ok(Event::Answer(_)) => {}
                 Err(error) => break error,
             },

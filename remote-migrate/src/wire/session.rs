@@ -27,13 +27,15 @@ use std::{
 };
 
 use crate::{
-    message::{Answer, Request},
+    message::{Answer, Request, Underway},
     phase::{Epoch, MigrationId, Reason},
 };
 
 use super::{
     clock::{ClockFilter, ClockOffset},
-    message::{CLOCK, DOWNTIME, Hello, MAGIC, MAX_FEATURES, Message, millis, shared_version},
+    message::{
+        CLOCK, DOWNTIME, Hello, MAGIC, MAX_FEATURES, Message, PROGRESS, millis, shared_version,
+    },
 };
 
 pub use error::SessionError;
@@ -100,6 +102,8 @@ pub enum Event {
     Answer(Answer),
     /// The other side is there; the round trip may have told something about its clock.
     Beat,
+    /// How far a migration is that the other side drives.
+    Underway(Underway),
 }
 
 /// One end of one connection.
@@ -119,6 +123,8 @@ pub struct Session {
     /// The number of the last ping of the other side.
     their_pings: u64,
     clock: ClockFilter,
+    /// What the next ping tells.
+    underway: Option<Underway>,
     out: VecDeque<Message>,
 }
 
@@ -143,6 +149,7 @@ impl Session {
             next_ping: now.elapsed,
             their_pings: 0,
             clock: ClockFilter::default(),
+            underway: None,
             out: VecDeque::from([hello]),
         }
     }
@@ -179,13 +186,19 @@ impl Session {
                 Ok(Some(Event::Open))
             }
             (message, _) if self.agreed.is_none() => Err(out_of_turn(&message)),
-            (Message::Ping { id }, _) => {
+            (Message::Ping { id, underway }, role) => {
                 let expected = self.their_pings + 1;
                 numbered("ping", id, expected)?;
                 self.their_pings = id;
                 let clock = self.has(CLOCK).then_some(now.wall);
                 self.out.push_back(Message::Pong { id, clock });
-                Ok(None)
+                let is_taken = role == Role::Answers && self.has(PROGRESS);
+                match underway.filter(|_| is_taken) {
+                    Some(Underway { epoch, .. }) if epoch < Epoch::FIRST => {
+                        Err(SessionError::NoEpoch { epoch })
+                    }
+                    underway => Ok(underway.map(Event::Underway)),
+                }
             }
             (Message::Pong { id, clock }, _) => {
                 numbered("pong", id, self.pings)?;
@@ -274,6 +287,11 @@ impl Session {
         Ok(())
     }
 
+    /// Has the next ping tell how far a migration is. Only the last is kept.
+    pub fn tell(&mut self, underway: Underway) {
+        self.underway = Some(underway);
+    }
+
     /// Until when nothing is due.
     #[must_use]
     pub fn wake(&self) -> Duration {
@@ -321,7 +339,11 @@ impl Session {
             _ => self.terms.beat,
         };
         self.next_ping = now.elapsed.saturating_add(pause);
-        self.out.push_back(Message::Ping { id: self.pings });
+        let is_told = self.role == Role::Asks && self.has(PROGRESS);
+        self.out.push_back(Message::Ping {
+            id: self.pings,
+            underway: self.underway.take().filter(|_| is_told),
+        });
     }
 
     /// Whether both sides can do that.

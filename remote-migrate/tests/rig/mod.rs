@@ -13,11 +13,14 @@ use remote_migrate::{
     Answer, Begun, Call, Control, Cookie, CopyState, Destination, DestinationHost, Epoch, Error,
     ErrorKind, Guest, HostError, InProcess, Journal, JournalError, Limits, Load, MemoryJournal,
     Meter, MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record, Report, Request,
-    RunState, Side, SourceHost, StartError, Step,
+    RunState, Side, SourceHost, StartError, Step, Transfer,
     source::Outcome,
     verdict::{GuestState, Ruling},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 
 /// A step of a host that fails, the first time only.
@@ -78,6 +81,8 @@ fn started(scene: &Scene) -> bool {
 struct Stage {
     scene: Mutex<Scene>,
     hanging: Notify,
+    /// What the source told in passing.
+    told: watch::Sender<Transfer>,
 }
 
 impl Stage {
@@ -118,7 +123,7 @@ impl SourceHost for Stage {
         assert_eq!(&*to.connect, "there");
         self.hangs(Fails::PerformHangs).await;
         self.fails(Fails::Perform)?;
-        meter.report(remote_migrate::Transfer {
+        meter.report(Transfer {
             sent: 1,
             ..Default::default()
         });
@@ -265,6 +270,10 @@ impl DestinationHost for Stage {
         assert!(!started(&scene), "a running guest is not discarded");
         scene.copy = None;
         Ok(())
+    }
+
+    fn transferred(&self, _migration: MigrationId, transfer: Transfer) {
+        self.told.send_replace(transfer);
     }
 
     async fn inspect(&self, _step: Step) -> Result<CopyState, HostError> {
@@ -638,6 +647,13 @@ impl Rig {
     /// How often post-copy went on over a new stream.
     pub(crate) fn resumes(&self) -> usize {
         self.stage.scene().resumes
+    }
+
+    /// What the source tells the destination next in passing.
+    pub(crate) async fn told(&self) -> Transfer {
+        let mut told = self.stage.told.subscribe();
+        let told = told.wait_for(|told| *told != Transfer::default()).await;
+        *told.unwrap()
     }
 
     pub(crate) fn starts(&self) -> usize {

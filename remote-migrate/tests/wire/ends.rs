@@ -256,7 +256,7 @@ impl Played {
     pub(crate) async fn hear(&mut self) -> Option<Message> {
         loop {
             match self.hear_any().await? {
-                Message::Ping { id } => self.say(&Message::Pong { id, clock: None }).await,
+                Message::Ping { id, .. } => self.say(&Message::Pong { id, clock: None }).await,
                 message => return Some(message),
             }
         }

@@ -67,6 +67,15 @@ async fn what_went_wrong_there_is_told_here_over_the_wire() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn how_far_a_guest_is_is_told_there_over_the_wire() {
+    let rig = Rig::new();
+    let road = Road::new(rig.destination(), Cut::NEVER, false);
+    let peer = road.peer();
+    rig.migrate_over(&peer).await.unwrap();
+    assert_eq!(rig.told().await.sent, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn post_copy_is_taken_up_again_over_the_wire() {
     let rig = Rig::new();
     rig.fail(Fails::Drain);

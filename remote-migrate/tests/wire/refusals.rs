@@ -192,7 +192,7 @@ async fn a_peer_that_asks_and_never_listens_is_given_up() {
     let mut pings = 0;
     let flood = async {
         for id in 1.. {
-            let text = serde_json::to_string(&Message::Ping { id }).unwrap();
+            let text = serde_json::to_string(&Message::Ping { id, underway: None }).unwrap();
             let mut out = bytes::BytesMut::new();
             frame::encode(text.as_bytes(), &mut out).unwrap();
             if deaf.stream.write_all(&out).await.is_err() {
@@ -242,7 +242,15 @@ async fn messages_that_come_when_they_may_not_are_refused() {
         assert_eq!(error, SessionError::OutOfTurn { what });
     }
     for (message, what, id, expected) in [
-        (Message::Ping { id: 2 }, "ping", 2, 1),
+        (
+            Message::Ping {
+                id: 2,
+                underway: None,
+            },
+            "ping",
+            2,
+            1,
+        ),
         (Message::Pong { id: 9, clock: None }, "pong", 9, 1),
     ] {
         let (near, served) = ends(&rig);

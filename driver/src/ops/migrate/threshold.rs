@@ -11,7 +11,7 @@ use job_core::{Guard, Stop};
 use remote_migrate::wire::ClockOffset;
 use remote_migrate::{
     Answer, Call, Journal, JournalError, MigrationId, Peer, PeerError, Record, Request, Side,
-    SourceStage,
+    SourceStage, Underway,
 };
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -73,6 +73,10 @@ impl<'a> Asked<'a> {
 impl Peer for Asked<'_> {
     fn clock(&self) -> Option<ClockOffset> {
         self.peer.clock()
+    }
+
+    fn tell(&self, underway: Underway) {
+        self.peer.tell(underway);
     }
 
     async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {

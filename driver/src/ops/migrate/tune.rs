@@ -32,12 +32,20 @@ pub struct Tuning {
     pub downtime: Option<Duration>,
 }
 
-/// The migrations that leave from here, by their guests.
+/// The migrations that are under way here, by their guests.
 #[derive(Debug, Default)]
 pub(crate) struct Moves(Mutex<HashMap<Uuid, Move>>);
 
+#[derive(Debug)]
+struct Move {
+    progress: watch::Receiver<Progress>,
+    /// Of one that leaves. One that arrives is led from the other side.
+    lead: Option<Lead>,
+}
+
+/// What a migration that leaves can be told.
 #[derive(Clone, Debug)]
-pub(super) struct Move {
+pub(super) struct Lead {
     pub(super) control: Control,
     post_copy: bool,
 }
@@ -49,26 +57,49 @@ impl Moves {
 }
 
 /// One of them, for as long as it is under way.
-pub(super) struct Underway {
+pub(crate) struct Underway {
     context: Arc<Context>,
     uuid: Uuid,
+    progress: watch::Receiver<Progress>,
 }
 
 impl Underway {
     pub(super) fn begin(domain: &Domain, control: &Control, post_copy: bool) -> Self {
-        let (context, uuid) = (domain.0.context.clone(), domain.uuid());
-        let known = Move {
+        let lead = Lead {
             control: control.clone(),
             post_copy,
         };
+        Self::of(domain, control.progress(), Some(lead))
+    }
+
+    pub(crate) fn arriving(domain: &Domain, progress: watch::Receiver<Progress>) -> Self {
+        Self::of(domain, progress, None)
+    }
+
+    fn of(domain: &Domain, progress: watch::Receiver<Progress>, lead: Option<Lead>) -> Self {
+        let (context, uuid) = (domain.0.context.clone(), domain.uuid());
+        let known = Move {
+            progress: progress.clone(),
+            lead,
+        };
         context.moves.with(|all| all.insert(uuid, known));
-        Self { context, uuid }
+        Self {
+            context,
+            uuid,
+            progress,
+        }
     }
 }
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.context.moves.with(|all| all.remove(&self.uuid));
+        self.context.moves.with(|all| {
+            // The job has ended by now, and another migration of the guest may have begun.
+            let known = all.get(&self.uuid);
+            if known.is_some_and(|known| known.progress.same_channel(&self.progress)) {
+                all.remove(&self.uuid);
+            }
+        });
     }
 }
 
@@ -111,19 +142,20 @@ impl Domain {
         })
     }
 
-    /// How the migration that is under way from here stands, and every change from here on; nothing if none is.
+    /// How the migration that is under way stands, from here or to here, and every change from here on; nothing if none is.
+    /// Its job reports the same, with a rate and the time left: [`What::Progress`](crate::What::Progress).
+    ///
+    /// Of a guest that arrives the other driver tells it in passing, each time it asks whether this one is there; one that
+    /// does not know how to tells nothing.
     #[must_use]
     pub fn migration_progress(&self) -> Option<watch::Receiver<Progress>> {
-        let found = underway(self).ok()?;
-        Some(found.control.progress())
+        let moves = &self.0.context.moves;
+        moves.with(|all| Some(all.get(&self.uuid())?.progress.clone()))
     }
 }
 
-pub(super) fn underway(domain: &Domain) -> Result<Move, Cause> {
-    let found = domain
-        .0
-        .context
-        .moves
-        .with(|all| all.get(&domain.uuid()).cloned());
-    found.ok_or_else(|| Cause::State("no migration of it is under way".into()))
+pub(super) fn underway(domain: &Domain) -> Result<Lead, Cause> {
+    let moves = &domain.0.context.moves;
+    let found = moves.with(|all| all.get(&domain.uuid())?.lead.clone());
+    found.ok_or_else(|| Cause::State("no migration of it from here is under way".into()))
 }

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
+    control::Transfer,
     message::{Call, Downtime, Reply},
     phase::Side,
     wire::message::{Fault, FaultKind},
@@ -77,6 +78,22 @@ fn answered(id: u64, migration: u128, epoch: Epoch) -> Message {
     }
 }
 
+fn ping(id: u64) -> Message {
+    Message::Ping { id, underway: None }
+}
+
+const UNDERWAY: Underway = Underway {
+    migration: MigrationId::from_uuid(Uuid::nil()),
+    epoch: Epoch::FIRST,
+    transfer: Transfer {
+        sent: 1,
+        remaining: 2,
+        total: 3,
+        pass: 4,
+        dirty_rate: 5,
+    },
+};
+
 fn fault() -> Message {
     Message::Fault(Fault {
         kind: FaultKind::Internal,
@@ -97,8 +114,12 @@ fn alphabet() -> Vec<Message> {
         answered(1, 8, Epoch::FIRST),
         answered(1, 7, Epoch::FIRST.next()),
         answered(2, 7, Epoch::FIRST),
-        Message::Ping { id: 1 },
-        Message::Ping { id: 2 },
+        ping(1),
+        Message::Ping {
+            id: 1,
+            underway: Some(UNDERWAY),
+        },
+        ping(2),
         Message::Pong { id: 1, clock: None },
         fault(),
     ]
@@ -162,6 +183,9 @@ impl Walk {
                     told.answers += 1;
                     assert_eq!(told.answers, 1, "answered twice");
                     self.answered += 1;
+                }
+                Some(Event::Underway(_)) => {
+                    assert!(told.open && session.role == Role::Answers);
                 }
                 Some(Event::Beat) | None => assert!(told.open),
             }
@@ -233,7 +257,7 @@ fn a_feature_is_used_only_if_both_sides_name_it() {
         session.message(Message::Hello(hello), at(0)).unwrap();
         assert_eq!(session.agreed().unwrap().features.contains(CLOCK), shown);
         assert!(!session.agreed().unwrap().features.contains("teleport"));
-        session.message(Message::Ping { id: 1 }, at(0)).unwrap();
+        session.message(ping(1), at(0)).unwrap();
         let pong = std::iter::from_fn(|| session.outgoing()).last();
         let clock = shown.then_some(0);
         assert_eq!(pong, Some(Message::Pong { id: 1, clock }));
@@ -280,6 +304,50 @@ fn the_standstill_is_told_only_to_a_side_that_knows_of_it() {
 }
 
 #[test]
+fn how_far_a_migration_is_is_told_by_the_next_ping_to_a_side_that_knows_of_it() {
+    for knows in [true, false] {
+        let mut hello = terms(1).hello;
+        if !knows {
+            hello.features.remove(PROGRESS);
+        }
+        let hello = Message::Hello(hello);
+        let mut asks = session(Role::Asks);
+        asks.tell(UNDERWAY);
+        asks.message(hello.clone(), at(0)).unwrap();
+        let mut sent: Vec<Message> = std::iter::from_fn(|| asks.outgoing()).collect();
+        let told = Message::Ping {
+            id: 1,
+            underway: knows.then_some(UNDERWAY),
+        };
+        assert_eq!(sent.pop(), Some(told.clone()));
+        asks.message(Message::Pong { id: 1, clock: None }, at(0))
+            .unwrap();
+        asks.tick(at(1), None).unwrap();
+        let next = std::iter::from_fn(|| asks.outgoing()).last();
+        assert_eq!(next, Some(ping(2)), "it is told once");
+
+        // Whatever this side says it knows, the other one may say it all the same.
+        let mut answers = session(Role::Answers);
+        answers.message(hello, at(0)).unwrap();
+        let heard = answers.message(told, at(0)).unwrap();
+        assert_eq!(heard, knows.then_some(Event::Underway(UNDERWAY)));
+    }
+}
+
+#[test]
+fn what_is_told_of_an_epoch_before_the_first_is_refused() {
+    let mut session = session(Role::Answers);
+    session.message(hello(1), at(0)).unwrap();
+    let epoch: Epoch = serde_json::from_str("0").unwrap();
+    let told = Message::Ping {
+        id: 1,
+        underway: Some(Underway { epoch, ..UNDERWAY }),
+    };
+    let refused = session.message(told, at(0)).unwrap_err();
+    assert_eq!(refused, SessionError::NoEpoch { epoch });
+}
+
+#[test]
 fn a_request_of_an_epoch_before_the_first_is_refused() {
     let mut session = session(Role::Answers);
     session.message(hello(1), at(0)).unwrap();
@@ -318,12 +386,10 @@ fn a_peer_that_speaks_but_never_answers_a_ping_is_given_up_too() {
     let mut session = session(Role::Asks);
     session.message(hello(1), at(0)).unwrap();
     for beat in 1..15 {
-        session
-            .message(Message::Ping { id: beat }, at(beat))
-            .unwrap();
+        session.message(ping(beat), at(beat)).unwrap();
         assert_eq!(session.tick(at(beat), None), Ok(()));
     }
-    session.message(Message::Ping { id: 15 }, at(15)).unwrap();
+    session.message(ping(15), at(15)).unwrap();
     assert!(session.tick(at(15), None).is_err());
 }
 
