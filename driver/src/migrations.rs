@@ -139,7 +139,10 @@ impl Driver {
         let domain = context.registry.by_uuid(record.domain()).map(Domain);
         let owner = match (side, domain) {
             (Side::Source, Some(domain)) => {
-                let ruled = domain.resolve_migration(ruling).until(deadline).await?;
+                let ruled = domain
+                    .resolve_within(Some(id), ruling)
+                    .until(deadline)
+                    .await?;
                 Some(ruled.owner)
             }
             (Side::Source, None) => {

@@ -236,7 +236,8 @@ async fn ask_there(
     };
     match context.registry.by_uuid(record.domain).map(Domain) {
         Some(domain) => {
-            let recovered = domain.recover_within(peer, limits).deadline(TRY);
+            let recovered = domain.recover_within(Some(record.migration), peer, limits);
+            let recovered = recovered.deadline(TRY);
             recovered.await.map(drop)
         }
         None => {

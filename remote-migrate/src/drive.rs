@@ -32,7 +32,8 @@ use outcome::{Cause, Chains, Concluded, Trouble};
 ///
 /// # Errors
 ///
-/// - [`ErrorKind::Unsettled`]: an earlier migration of this guest is in the journal still.
+/// - [`ErrorKind::Unsettled`]: an earlier migration of this guest is in the journal still, and not only because its
+///   destination was not told yet.
 /// - [`ErrorKind::Cancelled`], [`ErrorKind::Host`], [`ErrorKind::Refused`], [`ErrorKind::Silent`],
 ///   [`ErrorKind::Journal`]: it failed before the point of return, or was refused after; the source
 ///   keeps the guest.
@@ -64,7 +65,7 @@ pub async fn migrate(
     let records = on_time(deadline, journal.list())
         .await
         .map_err(|cause| fail(ErrorKind::Journal).cause(Some(cause)))?;
-    let unsettled = |record: &Record| record.domain() == plan.domain && record.refuses_start();
+    let unsettled = |record: &Record| record.domain() == plan.domain && record.refuses_migration();
     if records.iter().any(unsettled) {
         return Err(fail(ErrorKind::Unsettled));
     }

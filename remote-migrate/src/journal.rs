@@ -7,6 +7,7 @@
 //! | source | `HandingOver` | `Finish` is sent: from here on the source may not resume by itself |
 //! | source | `Switching` | post-copy begins: from here on a guest that is stopped is not resumed |
 //! | source | `Kept` | the guest is resumed |
+//! | source | `Kept`, ended | another migration of the guest begins while this one is still to be told |
 //! | source | `PostCopy` | the source serves the rest of the memory: its copy is needed and is not the guest |
 //! | source | `Released` | the source's copy is killed |
 //! | destination | `Prepared` | `Prepare` is answered, so that "unknown" later means a lost journal |
@@ -91,6 +92,16 @@ impl Record {
             Self::Destination(record) => record.stage != DestinationStage::Owned,
         }
     }
+
+    /// Whether another migration of the guest must not begin while this record stands: what it says could still end the
+    /// guest here, or let it run, while the other one has it in doubt.
+    #[must_use]
+    pub fn refuses_migration(&self) -> bool {
+        match self {
+            Self::Source(record) => !record.stage.only_tells(),
+            Self::Destination(_) => self.refuses_start(),
+        }
+    }
 }
 
 /// What the source remembers.
@@ -132,6 +143,10 @@ pub enum SourceStage {
     Kept {
         /// Whether the destination must still be told.
         tell: bool,
+        /// Whether the migration has ended here: the guest runs again if it ran. From then on this record does nothing to
+        /// the guest, which may be on its way to somebody else.
+        #[serde(default)]
+        ended: bool,
     },
     /// The destination owns the guest, for good.
     Released,
@@ -153,6 +168,12 @@ impl SourceStage {
             Self::HandingOver | Self::PostCopy => Phase::Finish,
             Self::Kept { .. } | Self::Released | Self::Lost { .. } => Phase::Confirm,
         }
+    }
+
+    /// Whether nothing is left to be done here: the destination is to be told, and no more.
+    #[must_use]
+    pub fn only_tells(&self) -> bool {
+        matches!(self, Self::Kept { ended: true, .. })
     }
 
     /// Who owns the guest at this stage.

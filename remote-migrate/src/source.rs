@@ -12,7 +12,8 @@
 //!       │                                        │                     the point of return
 //!       ▼                                        ▼
 //!  Record(Kept) → Confirm(Kept)            Record(Released) → Confirm(Released)
-//!       └──► Ask(Confirm Discard) → Forget       └──► Ask(Confirm Keep) → Forget
+//!       └──► Record(Kept, ended)                 └──► Ask(Confirm Keep) → Forget
+//!             └──► Ask(Confirm Discard) → Forget
 //!
 //!  Perform → Record(Switching) → Switch → Record(HandingOver) → Ask(Finish) → Record(PostCopy)
 //!             the point of return                                                   │
@@ -29,6 +30,8 @@
 //! 3. In post-copy its copy is ended only when the destination has said that all of the memory is there,
 //!    or when nothing that memory could help is left.
 //! 4. Without an answer the machine asks again or ends in doubt; it never guesses.
+//! 5. Once the journal says that it was kept and has ended, the guest is not touched, not even looked at: another
+//!    migration may have it by then.
 
 mod step;
 
@@ -212,6 +215,8 @@ impl SourceMachine {
         match (self.at.clone(), input) {
             (At::Recording { .. }, In::Recorded) => self.recorded(),
             (At::Recording { before }, In::RecordFailed) => self.record_failed(before),
+            // How the guest is by now is no business of this migration any more.
+            (At::Reopening { .. }, In::Recorded) if self.record.stage.only_tells() => self.close(),
             (At::Reopening { heard }, In::Recorded) => self.at = At::Inspecting { heard },
             (At::Reopening { heard }, In::RecordFailed) => {
                 self.at = At::Pausing(Again::Reopen { heard });
@@ -285,7 +290,7 @@ impl SourceMachine {
                 self.judge(local, Heard::NoRecord);
             }
 
-            (At::Confirming, In::Confirmed) => self.close(),
+            (At::Confirming, In::Confirmed) => self.confirmed(),
             // The copy may have died meanwhile, which changes the verdict.
             (At::Confirming, In::ConfirmFailed) => self.at = At::Pausing(Again::Inspect),
             (At::Closing, In::Answered(Reply::Closed)) => self.at = At::Forgetting,
@@ -421,6 +426,7 @@ impl SourceMachine {
             },
             SourceStage::HandingOver => At::AskingFinish,
             SourceStage::PostCopy => At::Draining,
+            SourceStage::Kept { ended: true, .. } => At::Closing,
             SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
                 At::Confirming
             }
@@ -444,6 +450,8 @@ impl SourceMachine {
                 self.doubtful = true;
                 self.look();
             }
+            // Until it is on disk no other migration of the guest begins. The destination need not wait for that.
+            SourceStage::Kept { ended: true, .. } => self.at = At::Closing,
             // A record of any earlier stage would lead a restarted daemon to keep the guest as well,
             // so the guest need not wait for the disk.
             SourceStage::Kept { .. }
@@ -463,7 +471,10 @@ impl SourceMachine {
 
     fn judge(&mut self, local: GuestState, heard: Heard) {
         match verdict::source(&self.record.stage, local, heard) {
-            SourceVerdict::Keep => self.decide(SourceStage::Kept { tell: self.told }),
+            SourceVerdict::Keep => self.decide(SourceStage::Kept {
+                tell: self.told,
+                ended: false,
+            }),
             SourceVerdict::Serve if self.record.stage == SourceStage::PostCopy => {
                 self.at = At::Draining;
             }
@@ -487,9 +498,21 @@ impl SourceMachine {
         }
     }
 
+    fn confirmed(&mut self) {
+        match self.record.stage {
+            SourceStage::Kept { tell: true, .. } => self.advance(SourceStage::Kept {
+                tell: true,
+                ended: true,
+            }),
+            _ => self.close(),
+        }
+    }
+
     fn close(&mut self) {
         self.at = match self.record.stage {
-            SourceStage::Kept { tell: false } | SourceStage::Lost { tell: false } => At::Forgetting,
+            SourceStage::Kept { tell: false, .. } | SourceStage::Lost { tell: false } => {
+                At::Forgetting
+            }
             _ => At::Closing,
         };
     }

@@ -98,7 +98,7 @@ pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVer
     match stage {
         SourceStage::Released => Release,
         SourceStage::Lost { .. } => Lost,
-        SourceStage::Kept { .. } if gone => Lost,
+        SourceStage::Kept { ended: false, .. } if gone => Lost,
         SourceStage::Kept { .. } => Keep,
         // Never offered. Only an operator at the destination can have taken it, so nobody is asked.
         SourceStage::Begin

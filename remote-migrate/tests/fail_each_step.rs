@@ -11,7 +11,7 @@ use remote_migrate::{
     Blame, Call, Control, ErrorKind, Limits, Owner, Peer, Phase, Side, Standing, TooLate,
     verdict::Ruling,
 };
-use rig::{Fails, Link, Rig, Where};
+use rig::{Fails, Link, Rig, Where, poll_times};
 use tokio::time::Instant;
 
 #[tokio::test(start_paused = true)]
@@ -318,7 +318,7 @@ async fn a_migration_dropped_at_any_moment_is_brought_to_one_owner_from_the_jour
     let mut kept = 0;
     for polls in 0.. {
         let rig = Rig::new();
-        if rig::poll_times(rig.migrate(), polls).await.is_some() {
+        if poll_times(rig.migrate(), polls).await.is_some() {
             break;
         }
         match rig.owner_after(rig.recover().await, polls).await {
@@ -417,4 +417,43 @@ async fn futures_and_handles_travel_between_threads() {
     assert!(report.is_ok());
     let _: &(dyn Send + Sync) = &rig.destination();
     let _: (Call, Limits) = (Call::Finish, Limits::default());
+}
+
+/// What became of a first migration is told to a destination that was not there, while a second one has the guest in doubt.
+/// Wherever the first was dropped, it never lets the guest run that the second has given away: either the second does not
+/// begin, or the first has nothing left to do here.
+#[tokio::test(start_paused = true)]
+async fn a_migration_that_is_still_to_be_told_never_lets_a_guest_run_that_the_next_one_gave_away() {
+    let (mut refused, mut in_doubt) = (0, 0);
+    for polls in 0.. {
+        let rig = Rig::new();
+        rig.link.cut_before(Link::PREPARE);
+        let is_over = poll_times(rig.migrate(), polls).await.is_some();
+        rig.link.cut_after(Link::FINISH);
+        let second = rig.migrate_anew().await.unwrap_err();
+        match second.kind() {
+            ErrorKind::Unsettled => refused += 1,
+            ErrorKind::InDoubt => {
+                assert_eq!(rig.runs(), Where::Destination, "after {polls} polls");
+                in_doubt += 1;
+            }
+            kind => panic!("{kind:?} after {polls} polls"),
+        }
+        rig.link.heal();
+        match rig.recover().await {
+            Ok(report) => assert_eq!(report.owner, Owner::Source, "after {polls} polls"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "after {polls} polls"),
+        }
+        let runs = if second.kind() == ErrorKind::Unsettled {
+            Where::Source
+        } else {
+            Where::Destination
+        };
+        assert_eq!(rig.runs(), runs, "after {polls} polls");
+        if is_over {
+            assert_eq!(second.kind(), ErrorKind::InDoubt, "it is over here");
+            break;
+        }
+    }
+    assert!(refused > 0 && in_doubt > 1, "{refused} and {in_doubt}");
 }

@@ -132,7 +132,13 @@ fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
     let mut first = after(7);
     first.on(SourceInput::Silent { sent: false });
     first.on(SourceInput::Local(GuestState::Stopped));
-    assert_eq!(first.stage(), &SourceStage::Kept { tell: true });
+    assert_eq!(
+        first.stage(),
+        &SourceStage::Kept {
+            tell: true,
+            ended: false,
+        }
+    );
 
     let mut second = after(7);
     second.on(SourceInput::Answered(Reply::Busy(Reason::new(

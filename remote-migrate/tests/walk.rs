@@ -416,3 +416,8 @@ fn losing_a_guest_whose_copy_was_killed_before_it_was_taken_is_found() {
         },
     );
 }
+
+#[test]
+fn letting_the_guest_run_for_a_migration_that_has_ended_here_is_found() {
+    is_found(Break::ForgetThatItEnded, CRASHES);
+}

@@ -96,6 +96,7 @@ tests! {
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,
     an_operator_lets_a_complete_copy_run_whose_source_is_fenced,
     an_operator_rules_at_once_while_the_call_that_migrates_still_asks,
+    an_operators_word_reaches_the_migration_it_names_and_no_other,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

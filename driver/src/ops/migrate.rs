@@ -128,15 +128,15 @@ impl Domain {
         let domain = self.clone();
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::MigrationOut.default_mask();
-            let again = peer.clone();
-            let work = move |op: AsyncOp| leave(op, peer, options);
+            let (migration, again) = (MigrationId::random(), peer.clone());
+            let work = move |op: AsyncOp| leave(op, migration, peer, options);
             let live = domain.0.live();
             let moved = domain
                 .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
                 .await;
             domain.0.context.settling.left(domain.uuid());
             let Some(moved) = moved? else {
-                let recovered = domain.recover_within(again, Limits::default());
+                let recovered = domain.recover_within(Some(migration), again, Limits::default());
                 return recovered.until(deadline).await;
             };
             gone_with(&domain, live, deadline).await?;
@@ -148,19 +148,35 @@ impl Domain {
 
     /// Takes up a migration of this guest that was left in doubt or unsettled, and asks the peer how it stands there.
     /// Nothing is resumed upon silence.
+    ///
+    /// Of several that is the one that still has the guest. Those that are only to be told to a peer that was not there are
+    /// told by the driver itself; it is refused as [`State`](crate::ErrorKind::State) if there are several of these alone.
     pub fn recover_migration(&self, peer: Arc<dyn Peer>) -> Call<Report> {
-        self.recover_within(peer, Limits::default())
+        self.recover_within(None, peer, Limits::default())
     }
 
     /// Ends a migration of this guest by the word of an operator, who knows what became of the other side: that it is
     /// fenced, or that it has the guest.
     ///
     /// One that is in doubt while its call still asks the other side is ruled at once, and its call ends with what was ruled.
+    /// Which one it is of several is told as by [`Domain::recover_migration`];
+    /// [`Driver::resolve_migration`](crate::Driver::resolve_migration) is told which one is meant.
     pub fn resolve_migration(&self, ruling: Ruling) -> Call<Report> {
+        self.resolve_within(None, ruling)
+    }
+
+    pub(crate) fn resolve_within(
+        &self,
+        meant: Option<MigrationId>,
+        ruling: Ruling,
+    ) -> Call<Report> {
         let domain = self.clone();
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let live = domain.0.live();
+            let failed = |cause| domain.error("settle-migration", cause);
+            let migration = found(&domain, meant).await.map_err(failed)?;
             if let Ok(asking) = underway(&domain)
+                && asking.migration == migration
                 && asking.control.rule(ruling)
                 // Without a report it was left as it is, and is ruled under a job of its own.
                 && let Ok(Some(report)) = timeout_at(deadline, asking.control.ended()).await
@@ -168,13 +184,13 @@ impl Domain {
                 gone_with(&domain, live, deadline).await?;
                 return Ok(report);
             }
-            domain.resolve_left(ruling).until(deadline).await
+            domain.resolve_left(migration, ruling).until(deadline).await
         })
     }
 
     /// Ends one that nobody drives, by the word of an operator.
-    fn resolve_left(&self, ruling: Ruling) -> Call<Report> {
-        self.settle(move |op, migration| async move {
+    fn resolve_left(&self, migration: MigrationId, ruling: Ruling) -> Call<Report> {
+        self.settle(Some(migration), move |op, migration| async move {
             let journal = op.domain().0.context.journal.clone();
             let op = Mutex::new(op);
             let host = Leaving::without_options(&op);
@@ -184,12 +200,18 @@ impl Domain {
         })
     }
 
-    pub(crate) fn recover_within(&self, peer: Arc<dyn Peer>, limits: Limits) -> Call<Report> {
-        self.settle(move |op, migration| async move {
+    /// Takes up the one that is meant, or [the one](found) there is.
+    pub(crate) fn recover_within(
+        &self,
+        meant: Option<MigrationId>,
+        peer: Arc<dyn Peer>,
+        limits: Limits,
+    ) -> Call<Report> {
+        self.settle(meant, move |op, migration| async move {
             let journal = op.domain().0.context.journal.clone();
             let control = Control::new();
             // Under way as well: it can be looked at, and ruled.
-            let _underway = Underway::begin(op.domain(), &control, false);
+            let _underway = Underway::begin(op.domain(), migration, &control, false);
             let op = Mutex::new(op);
             let (host, peer) = (Leaving::without_options(&op), Asked::again(&op, &*peer));
             let recovered =
@@ -198,9 +220,10 @@ impl Domain {
         })
     }
 
-    /// A call that runs `body` for the migration that the journal has of this guest, under the job of one.
+    /// A call that runs `body` for the migration that is [meant](found), under the job of one.
     fn settle<F>(
         &self,
+        meant: Option<MigrationId>,
         body: impl FnOnce(AsyncOp, MigrationId) -> F + Send + 'static,
     ) -> Call<Report>
     where
@@ -214,12 +237,10 @@ impl Domain {
             );
             let live = domain.0.live();
             let work = move |op: AsyncOp| async move {
-                let found = source_of(op.domain()).await?;
-                let migration =
-                    found.ok_or_else(|| Cause::State("no migration of it is unsettled".into()))?;
+                let migration = found(op.domain(), meant).await?;
                 let domain = op.domain().clone();
                 let report = body(op, migration).await?;
-                if source_of(&domain).await?.is_none() {
+                if !left(&domain).await?.iter().any(Record::refuses_migration) {
                     domain.0.work_is_over().await?;
                 }
                 Ok(report)
@@ -233,12 +254,32 @@ impl Domain {
     }
 }
 
-/// The migration of which the journal says that this guest left, or was about to.
-async fn source_of(domain: &Domain) -> Result<Option<MigrationId>, Error> {
-    let records = domain.0.context.migrations().await?;
-    let is_it =
-        |record: &&Record| record.domain() == domain.uuid() && record.side() == Side::Source;
-    Ok(records.iter().find(is_it).map(Record::migration))
+/// What the journal has of this guest that left, or was about to.
+async fn left(domain: &Domain) -> Result<Vec<Record>, Cause> {
+    let mut records = domain.0.context.migrations().await?;
+    records.retain(|record| record.domain() == domain.uuid() && record.side() == Side::Source);
+    Ok(records)
+}
+
+/// The migration of this guest that is meant. Where none was named, it is the one that can still do something to the guest,
+/// which is one at most, or else the only one: never any of several, since each has a peer of its own.
+async fn found(domain: &Domain, meant: Option<MigrationId>) -> Result<MigrationId, Cause> {
+    let records = left(domain).await?;
+    let is_it = |record: &&Record| match meant {
+        Some(migration) => record.migration() == migration,
+        None => records.len() == 1 || record.refuses_migration(),
+    };
+    let mut those = records.iter().filter(is_it);
+    match (those.next(), those.next()) {
+        (Some(record), None) => Ok(record.migration()),
+        (None, _) if meant.is_some() || records.is_empty() => {
+            Err(Cause::State("no migration of it is unsettled".into()))
+        }
+        _ => {
+            let text = "several migrations of it are still to be told, and none is named";
+            Err(Cause::State(text.into()))
+        }
+    }
 }
 
 /// If the guest that was there has left, its QEMU is gone when this returns.
@@ -277,12 +318,13 @@ pub(crate) async fn resolve_bygone(
 /// Moves it. Nothing, if it has moved and only the next job of the domain can write that down.
 async fn leave(
     op: AsyncOp,
+    migration: MigrationId,
     peer: Arc<dyn Peer>,
     options: MigrateOptions,
 ) -> Result<Option<Report>, Error> {
     options.check()?;
     let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
-    let mut plan = Plan::new(op.domain().uuid());
+    let mut plan = Plan::new(op.domain().uuid()).migration(migration);
     if let Some(there) = &options.there {
         plan = plan.peer(there.clone());
     }
@@ -295,7 +337,7 @@ async fn leave(
         ..Limits::default()
     });
     let control = Control::new();
-    let _underway = Underway::begin(op.domain(), &control, options.post_copy);
+    let _underway = Underway::begin(op.domain(), migration, &control, options.post_copy);
     let (domain, token, rescue) = (op.domain().clone(), op.job.token(), op.rescue()?);
     let op = Mutex::new(op);
     let host = Leaving::new(&op, options, control.clone());

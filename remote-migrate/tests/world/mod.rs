@@ -64,6 +64,7 @@ pub(crate) enum Break {
     TrustOwnQemuInPostCopy,
     TakenButNeverRan,
     LoseWhatWasNotTaken,
+    ForgetThatItEnded,
 }
 
 /// One thing that can happen next.
@@ -107,6 +108,8 @@ struct Truth {
     taken: bool,
     /// The source has named itself the owner for good once.
     kept: bool,
+    /// The source has written that the migration has ended here: another one may have the guest by now.
+    ended: bool,
     /// The guest was killed at the source.
     killed_here: bool,
     /// The destination's copy was killed.
@@ -248,8 +251,11 @@ impl Steps<'_> {
             SourceAction::Record(record) => {
                 let skip = self.mutation == Break::OfferBeforeJournal
                     && record.stage == SourceStage::HandingOver;
+                let forgets = self.mutation == Break::ForgetThatItEnded;
                 let stored = record.clone();
                 self.source_does("source records", move |world| {
+                    world.truth.ended |= record.stage.only_tells();
+                    let skip = skip || forgets && record.stage.only_tells();
                     if !skip {
                         world.store_source(record);
                     }
@@ -287,7 +293,9 @@ impl Steps<'_> {
                     Life::Stopped => GuestState::Stopped,
                     Life::Dead => GuestState::Gone(Ran::Maybe),
                 };
-                self.source_does("source looks", move |_| (SIn::Local(seen), None));
+                self.source_does("source looks", move |world| {
+                    (SIn::Local(seen), world.touches_no_more())
+                });
                 if self.from.guest == Life::Dead && !self.from.truth.ran_on {
                     self.source_does("source looks, and can prove that nothing ran on", |_| {
                         (SIn::Local(GuestState::Gone(Ran::Never)), None)
@@ -982,12 +990,9 @@ impl World {
             Outcome::Kept(_) if self.guest == Life::Dead => (SIn::ConfirmFailed, None),
             Outcome::Kept(_) => {
                 self.guest = Life::Running;
-                (
-                    SIn::Confirmed,
-                    self.truth
-                        .ran_there
-                        .then_some("the guest never goes back in time"),
-                )
+                let back = self.truth.ran_there;
+                let back = back.then_some("the guest never goes back in time");
+                (SIn::Confirmed, self.touches_no_more().or(back))
             }
             Outcome::Released => {
                 let complete = std::mem::replace(&mut self.guest, Life::Dead) != Life::Dead;
@@ -1000,6 +1005,12 @@ impl World {
                 (SIn::Confirmed, broken)
             }
         }
+    }
+
+    /// The law that is broken if the source looks at its guest now, or lets it run.
+    fn touches_no_more(&self) -> Option<&'static str> {
+        let ended = self.truth.ended;
+        ended.then_some("a migration that has ended here touches the guest no more")
     }
 
     fn start(&mut self) -> Option<&'static str> {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use driver::{Became, Driver, ErrorKind, MigrateOptions, Next, Notice, Run, What};
 use remote_migrate::verdict::Ruling;
-use remote_migrate::{Answer, Call, Destination, Owner, Peer, PeerError, Request, Service, Side};
+use remote_migrate::{
+    Answer, Call, Destination, Owner, Peer, PeerError, Reply, Request, Service, Side,
+};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -211,6 +213,78 @@ pub(super) async fn an_operator_rules_at_once_while_the_call_that_migrates_still
     assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
     let text = format!("{error:#}");
     assert!(text.contains("an operator ruled"), "{text}");
+    assert!(domain.query_status().await.expect("it answers").running);
+    counts_on(&rig, 0, 20 * SECOND).await;
+}
+
+/// The way to a daemon that hears the first question, dies of it, and is never told how that ended.
+struct Burned;
+
+#[async_trait]
+impl Peer for Burned {
+    async fn ask(&self, request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
+        if matches!(request.call, Call::Prepare(_)) {
+            return Err(PeerError::no_answer("connection reset by peer"));
+        }
+        // Nobody need wait until the source has lost its patience.
+        Ok(Answer {
+            migration: request.migration,
+            epoch: request.epoch,
+            reply: Reply::Stale {
+                seen: request.epoch.next(),
+            },
+            trouble: None,
+            resumed: None,
+        })
+    }
+}
+
+pub(super) async fn an_operators_word_reaches_the_migration_it_names_and_no_other(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let burned = MigrateOptions {
+        there: Some("burned".into()),
+        ..MigrateOptions::default()
+    };
+    let failed = domain.migrate(Arc::new(Burned), burned).await;
+    let error = failed.expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    let open = rig.driver.migrations().await.expect("it can be read");
+    assert_eq!((open.len(), open[0].owner), (1, Owner::Source));
+    let told_never = open[0].id;
+
+    // Its guest is offered elsewhere meanwhile, and no answer has come.
+    let peer = Arc::new(Unasked {
+        there: there.driver.destination(),
+        reached: Notify::new(),
+    });
+    let moving = tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
+    peer.reached.notified().await;
+    let ruled = rig
+        .driver
+        .resolve_migration(told_never, Side::Source, Ruling::PeerFenced)
+        .deadline(2 * SECOND);
+    let error = ruled
+        .await
+        .expect_err("the other one has the job of the guest");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error:#}");
+    assert!(!moving.is_finished(), "nobody ruled that one");
+    assert!(!domain.query_status().await.expect("it answers").running);
+    let open = rig.driver.migrations().await.expect("it can be read");
+    let in_doubt = open.iter().find(|open| open.id != told_never);
+    let in_doubt = in_doubt.expect("it is open");
+    assert_eq!((open.len(), in_doubt.owner), (2, Owner::InDoubt));
+
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    kill(copy.observed().pid.expect("it has a process"), Signal::KILL);
+    let ruled = rig
+        .driver
+        .resolve_migration(in_doubt.id, Side::Source, Ruling::PeerFenced)
+        .deadline(20 * SECOND);
+    assert_eq!(ruled.await.expect("it is done"), Some(Owner::Source));
+    moving.await.expect("no panic").expect_err("it stays");
+    let open = rig.driver.migrations().await.expect("it can be read");
+    assert!(open.iter().any(|open| open.id == told_never), "{open:?}");
     assert!(domain.query_status().await.expect("it answers").running);
     counts_on(&rig, 0, 20 * SECOND).await;
 }

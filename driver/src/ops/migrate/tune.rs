@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use job_core::JobKind;
 use monitor_qmp::command;
-use remote_migrate::{Control, Progress};
+use remote_migrate::{Control, MigrationId, Progress};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -46,6 +46,7 @@ struct Move {
 /// What a migration that leaves can be told.
 #[derive(Clone, Debug)]
 pub(super) struct Lead {
+    pub(super) migration: MigrationId,
     pub(super) control: Control,
     post_copy: bool,
 }
@@ -64,8 +65,14 @@ pub(crate) struct Underway {
 }
 
 impl Underway {
-    pub(super) fn begin(domain: &Domain, control: &Control, post_copy: bool) -> Self {
+    pub(super) fn begin(
+        domain: &Domain,
+        migration: MigrationId,
+        control: &Control,
+        post_copy: bool,
+    ) -> Self {
         let lead = Lead {
+            migration,
             control: control.clone(),
             post_copy,
         };
