@@ -82,6 +82,8 @@
 //!   ([`Landing`]). Who sees the network can keep a guest where it is, and no more.
 //! - A guest that waits for its memory in post-copy may hold its QEMU's main loop: a driver that comes back then cannot
 //!   reach it, and post-copy goes on only if its stream is whole.
+//!   A stream that was taken up again after a break passes through the driver where the guest arrives: while it does, that
+//!   driver's end breaks it again, and nobody takes it up then. The guest stands still on half of its memory.
 //! - Over several connections QEMU connects by itself, and from 8.2 on listens by itself, with the system's own idea of how
 //!   long a dead link may last.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.

@@ -54,6 +54,7 @@ tests! {
     a_query_passes_beside_a_migration_and_a_modify_waits,
     a_destination_that_dies_before_it_is_asked_takes_the_guest_when_it_is_back,
     a_destination_that_dies_as_it_takes_the_guest_runs_it_when_it_is_back,
+    a_destination_that_dies_as_it_takes_a_guest_in_two_halves_runs_it_when_it_is_back,
     a_destination_that_dies_as_it_starts_the_guest_owns_it_when_it_is_back,
     a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back,
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,

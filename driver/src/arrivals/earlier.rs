@@ -15,6 +15,7 @@ use super::taken::taken;
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
+use crate::events::What;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::start::{give_up, refuse_if_running, run};
 use crate::ops::{AsyncOp, Op};
@@ -48,16 +49,29 @@ pub(super) async fn look(context: &Context, step: Step) -> Result<CopyState, Err
 
 /// Lets a guest that was taken run, if it does not and should.
 pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Result<(), Error> {
-    if look(context, step).await? != CopyState::Complete {
-        return Err(Cause::State("it is not one that waits to be started".into()).into());
-    }
+    let is_in_halves = match look(context, step).await? {
+        CopyState::Complete => false,
+        CopyState::Switched => true,
+        _ => return Err(Cause::State("it is not one that waits to be started".into()).into()),
+    };
     let work = move |mut op: AsyncOp| async move {
         let live = op
             .live()
             .ok_or_else(|| Cause::State("no guest runs in it".into()))?;
         op.job().pass_point_of_return();
         taken(&op).await?;
-        run(&mut op, &live, state == RunState::Running).await
+        let is_run = state == RunState::Running;
+        if !is_in_halves {
+            return run(&mut op, &live, is_run).await;
+        }
+        // What QEMU is asked once it runs it may answer only when the memory has come.
+        if is_run {
+            op.monitor().await?.execute(command::Cont).await?;
+        }
+        op.domain().0.tell(What::Started {
+            generation: live.generation,
+        });
+        Ok(())
     };
     arriving(context, step, work).await
 }

@@ -1,12 +1,13 @@
 //! Post-copy on real QEMU: the guest runs at the destination before its memory is there, and there is no way back.
 
 use std::future::IntoFuture;
+use std::sync::Arc;
 
 use driver::{Domain, Error, ErrorKind, Landing, MigrateOptions, Notice, Op, Tuning, What};
 use job_core::JobKind;
 use monitor_qmp::QmpEvent;
 use monitor_qmp::command::{MigratePause, MigrationStatus};
-use remote_migrate::{Owner, Report};
+use remote_migrate::{Owner, Peer, Report};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,15 +25,7 @@ fn slow_with_post_copy() -> MigrateOptions {
 /// A guest in the middle of its post-copy, which takes its time.
 async fn in_post_copy(rig: &Rig, there: &Rig) -> (Domain, JoinHandle<Result<Report, Error>>) {
     let (domain, _) = boot(rig, "web").await.expect("it boots");
-    let moving = domain.migrate(peer(there), slow_with_post_copy());
-    let moving = tokio::spawn(moving.into_future());
-    assert!(is_performing(&domain).await);
-    let tuned = domain.tune_migration(Tuning {
-        post_copy_bandwidth: Some(4 << 20),
-        ..Tuning::default()
-    });
-    tuned.await.expect("it passes beside the migration");
-    domain.post_copy().await.expect("it is asked for");
+    let moving = turned_to_post_copy(&domain, peer(there)).await;
     let is_in_it = |jobs: &job_core::Snapshot| {
         let phase = jobs
             .asynchronous
@@ -44,7 +37,24 @@ async fn in_post_copy(rig: &Rig, there: &Rig) -> (Domain, JoinHandle<Result<Repo
     (domain, moving)
 }
 
-async fn unlimited(domain: &Domain) {
+/// Moves a guest, and asks that it go on at the other side before its memory is there.
+pub(super) async fn turned_to_post_copy(
+    domain: &Domain,
+    there: Arc<dyn Peer>,
+) -> JoinHandle<Result<Report, Error>> {
+    let moving = domain.migrate(there, slow_with_post_copy());
+    let moving = tokio::spawn(moving.into_future());
+    assert!(is_performing(domain).await);
+    let tuned = domain.tune_migration(Tuning {
+        post_copy_bandwidth: Some(4 << 20),
+        ..Tuning::default()
+    });
+    tuned.await.expect("it passes beside the migration");
+    domain.post_copy().await.expect("it is asked for");
+    moving
+}
+
+pub(super) async fn unlimited(domain: &Domain) {
     let tuned = domain.tune_migration(Tuning {
         post_copy_bandwidth: Some(0),
         ..Tuning::default()

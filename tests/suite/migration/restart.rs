@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use driver::{Became, Domain, Driver, ErrorKind, Landing, MigrateOptions, Run, StartOptions};
 use remote_migrate::{
     Answer, Call, Destination, DestinationStage, Journal, JournalError, MigrationId, Owner, Peer,
-    PeerError, Record, Request, Service, Side,
+    PeerError, Record, Report, Request, Service, Side,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+use super::post_copy::{turned_to_post_copy, unlimited};
 use super::{SECOND, counts_on, is_performing, peer, slow};
 use crate::rig::{Env, Rig, Signal, boot, kill};
 
@@ -318,18 +319,39 @@ pub(super) async fn a_destination_that_dies_with_its_answer_repeats_it_when_it_i
     arrives_past_a_death(rig, Dies::Unheard).await;
 }
 
+pub(super) async fn a_destination_that_dies_as_it_takes_a_guest_in_two_halves_runs_it_when_it_is_back(
+    rig: Rig,
+) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let there = Mortal::new(&rig.env, dir.path(), Dies::Taking).await;
+    let moving = turned_to_post_copy(&domain, there.clone()).await;
+    while !there.has_died().await {
+        tokio::task::yield_now().await;
+    }
+    // Most of its memory is still at the source.
+    counts_on(&rig, 1, 20 * SECOND).await;
+    unlimited(&domain).await;
+    let report = moving.await.expect("no panic").expect("it is asked again");
+    has_arrived(&rig, &domain, &there, &report).await;
+}
+
 async fn arrives_past_a_death(rig: Rig, dies: Dies) {
     let dir = tempfile::tempdir().expect("it can be made");
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
     let there = Mortal::new(&rig.env, dir.path(), dies).await;
     let moved = domain.migrate(there.clone(), MigrateOptions::default());
     let report = moved.await.expect("it is asked again");
+    has_arrived(&rig, &domain, &there, &report).await;
+}
+
+async fn has_arrived(rig: &Rig, domain: &Domain, there: &Mortal, report: &Report) {
     assert!(there.has_died().await);
     assert_eq!((report.owner, report.settled), (Owner::Destination, true));
     assert_eq!(domain.observed().run, Run::Off);
-    let moved = there.guest(&domain).await.expect("it is there");
+    let moved = there.guest(domain).await.expect("it is there");
     assert!(moved.query_status().await.expect("it answers").running);
-    counts_on(&rig, 0, 20 * SECOND).await;
+    counts_on(rig, 0, 20 * SECOND).await;
 }
 
 /// The way to a daemon whose answer to the offer of the guest never comes. What it does it does on its own runtime.
