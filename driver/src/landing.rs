@@ -210,8 +210,14 @@ impl Landing {
 
     /// How memory may go from here to `connect`, where a daemon that is called `name` takes it in under TLS, or in plaintext
     /// if it is called nothing: with what is shown there, or in plaintext.
+    ///
+    /// Both are the other side's words, and QEMU obeys the first: it runs commands and opens files for such words too, so
+    /// none passes but that of a place where memory is taken in.
     pub(crate) fn towards(&self, connect: &str, name: Option<&str>) -> Result<Option<&Tls>, Cause> {
         let refused = |why: &str| Err(Cause::State(format!("send memory to {connect}: {why}")));
+        if !is_place(connect) {
+            return refused("that is no place where memory is taken in");
+        }
         match (&self.place, name) {
             _ if connect.starts_with("unix:") && name.is_none() => Ok(None),
             (Place::Tcp { tls: Some(tls), .. }, Some(_)) => Ok(Some(tls)),
@@ -364,6 +370,17 @@ async fn accept(listener: &Listener, ticket: Ticket, silence: Duration) -> io::R
     })
 }
 
+/// Whether it is `unix:` and a path, or `tcp:`, a host and a port, and nothing more that QEMU would read into it.
+fn is_place(connect: &str) -> bool {
+    let is_plain = |part: &str| part.chars().all(|c| c.is_ascii_graphic() && c != ',');
+    if let Some(path) = connect.strip_prefix("unix:") {
+        return path.starts_with('/');
+    }
+    let at = connect.strip_prefix("tcp:");
+    let at = at.and_then(|at| at.rsplit_once(':'));
+    at.is_some_and(|(host, port)| !host.is_empty() && is_plain(host) && port.parse::<u16>().is_ok())
+}
+
 /// How others reach what listens there: by that name, if this host has one for them.
 fn reached(name: Option<&str>, at: SocketAddr) -> String {
     match name {
@@ -502,5 +519,49 @@ mod tests {
         assert!(matches!(plaintext.towards(network, None), Ok(None)));
         assert!(plaintext.towards(network, Some("b.example")).is_err());
         assert!(plaintext.shown().is_none() && unix.shown().is_none());
+    }
+
+    #[test]
+    fn what_another_side_calls_a_place_and_is_none_never_reaches_a_qemu() {
+        let plaintext = Landing::plaintext(Ipv4Addr::LOCALHOST.into());
+        let places = [
+            "unix:/run/a guest/migrate.sock",
+            "tcp:192.0.2.7:4000",
+            "tcp:[2001:db8::7]:4000",
+            "tcp:b.example:4000",
+        ];
+        for place in places {
+            assert!(plaintext.towards(place, None).is_ok(), "{place}");
+        }
+        let others = [
+            "",
+            "exec:touch /tmp/here",
+            "fd:3",
+            "file:/etc/passwd",
+            "rdma:192.0.2.7:4000",
+            "vsock:2:4000",
+            "defer",
+            "/run/migrate.sock",
+            "unix:",
+            "unix:migrate.sock",
+            "tcp:",
+            "tcp::4000",
+            "tcp:192.0.2.7",
+            "tcp:192.0.2.7:http",
+            "tcp:192.0.2.7,to=5000:4000",
+            "tcp:192.0.2.7:4000,to=5000",
+            "tcp:b example:4000",
+            " exec:touch /tmp/here",
+            "EXEC:touch /tmp/here",
+        ];
+        for other in others {
+            for name in [None, Some("b.example")] {
+                for landing in [&plaintext, &Landing::unix()] {
+                    let refused = landing.towards(other, name).unwrap_err();
+                    let refused = format!("{refused:?}");
+                    assert!(refused.contains("no place"), "{other}: {refused}");
+                }
+            }
+        }
     }
 }

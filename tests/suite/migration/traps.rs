@@ -1,13 +1,13 @@
 //! What QEMU does when a migration goes wrong, and says otherwise or nothing at all. Each of these is a real QEMU's doing.
 
 use std::future::IntoFuture;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use driver::{Defaults, Domain, Error, ErrorKind, MigrateOptions, Op, Run};
+use driver::{Defaults, Domain, Error, ErrorKind, Landing, MigrateOptions, Op, Run};
 use job_core::JobKind;
 use remote_migrate::{
     Answer, Call, Cookie, InProcess, Owner, Peer, PeerError, Prepared, Reply, Report, Request,
@@ -28,6 +28,8 @@ pub(super) struct Crooked {
     described: fn(String) -> String,
     /// Where this side is told to bring the memory, if it is not where it should.
     astray: Option<String>,
+    /// Whether its QEMU is to connect there by itself.
+    is_bare: bool,
 }
 
 impl Crooked {
@@ -36,6 +38,7 @@ impl Crooked {
             there: peer(there),
             described: |guest| guest,
             astray: None,
+            is_bare: false,
         }
     }
 
@@ -45,6 +48,7 @@ impl Crooked {
             there,
             described: |guest| guest,
             astray: Some(to),
+            is_bare: false,
         }
     }
 }
@@ -60,7 +64,10 @@ impl Peer for Crooked {
         if let (Reply::Prepared(prepared), Some(astray)) = (&mut answer.reply, &self.astray) {
             *prepared = Prepared {
                 connect: astray.as_str().into(),
-                cookie: prepared.cookie.clone(),
+                cookie: match self.is_bare {
+                    true => Cookie::encode(&json!({"way": "bare"})).expect("it is short"),
+                    false => prepared.cookie.clone(),
+                },
             };
         }
         Ok(answer)
@@ -73,6 +80,34 @@ pub(super) async fn goes_on_here(rig: &Rig, domain: &Domain) {
     let last = console.ticks().last().copied().unwrap_or_default();
     let on = console.past(last + 1, 20 * SECOND).await;
     on.expect("it counts on");
+}
+
+/// A QEMU that is told so runs a command, or writes the memory of its guest to a file.
+pub(super) async fn a_destination_that_calls_a_command_a_place_has_none_run(rig: Rig) {
+    let plaintext = || Landing::plaintext(Ipv4Addr::LOCALHOST.into());
+    let (rig, there) = (
+        Rig::at(&rig.env, plaintext()),
+        Rig::at(&rig.env, plaintext()),
+    );
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let dir = tempfile::tempdir().expect("it can be made");
+    let mark = dir.path().join("mark");
+    for said in [
+        format!("exec:touch {}", mark.display()),
+        format!("file:{}", mark.display()),
+    ] {
+        let crooked = Arc::new(Crooked {
+            is_bare: true,
+            ..Crooked::astray(peer(&there), said.clone())
+        });
+        let moved = domain.migrate(crooked, MigrateOptions::default());
+        let error = moved.await.expect_err("that is no place");
+        let text = format!("{error:#}");
+        assert!(text.contains("no place where memory is taken in"), "{text}");
+        assert!(!mark.exists(), "{said}");
+    }
+    goes_on_here(&rig, &domain).await;
+    assert!(!mark.exists());
 }
 
 /// Its QEMU would exit, and the source's say `completed`, if nobody asked for an answer.
