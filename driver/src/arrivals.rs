@@ -236,7 +236,7 @@ impl DestinationHost for Arrivals {
         told.map_err(|_| StartError::never_ran("its QEMU is gone"))?;
         match started.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(StartError::may_have_run(error)),
+            Ok(started) => started,
             Err(_) => Err(StartError::may_have_run("its task ended")),
         }
     }

@@ -99,6 +99,7 @@ tests! {
     an_operator_rules_at_once_while_the_call_that_migrates_still_asks,
     an_operators_word_reaches_the_migration_it_names_and_no_other,
     a_destination_that_calls_a_command_a_place_has_none_run,
+    a_guest_that_qemu_does_not_let_run_there_is_given_back_and_runs_here,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,22 +5,23 @@
 //! whose memory nobody comes to bring is given up after a while, and nothing is lost by that: the other host may be down, or
 //! what would have connected from there is dead.
 
+use std::error::Error as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use job_core::{AsyncKind, Guard as _, JobKind, Stop};
 use monitor_qmp::command::{self, MigrationStatus, YankInstance};
-use remote_migrate::{Cookie, CopyState, Prepared, Progress, Ran, RunState};
+use remote_migrate::{Cookie, CopyState, Prepared, Progress, Ran, RunState, StartError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::recover::Recovery;
-use super::taken::taken;
+use super::taken::{Before, taken};
 use crate::domain::Live;
 use crate::domain::state::Observed;
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Effect, Error};
 use crate::events::What;
 use crate::landing::{Gate, Way};
 use crate::ops::AsyncOp;
@@ -39,7 +40,7 @@ const LISTENS_ALONE: (u32, u32) = (8, 2);
 /// What the task that holds the job is told.
 pub(super) enum Order {
     Look(oneshot::Sender<Result<CopyState, Error>>),
-    Start(RunState, oneshot::Sender<Result<(), Error>>),
+    Start(RunState, oneshot::Sender<Result<(), StartError>>),
     Resume(oneshot::Sender<Result<Prepared, Error>>),
     Discard,
 }
@@ -220,14 +221,17 @@ impl Held {
                 Some(Order::Start(state, answer)) => {
                     let started = self.start(state).await;
                     let end = started.as_ref().err().map(|error| {
-                        Cause::State(format!("it may not have been started: {error:#}"))
+                        let why = error.source().map(ToString::to_string);
+                        let why = why.unwrap_or_default();
+                        Cause::State(format!("it may not have been started: {why}"))
                     });
                     let _late = answer.send(started);
-                    if let Some(cause) = end {
-                        return Err(cause.into());
-                    }
-                    if !self.is_in_halves {
-                        return Ok(());
+                    match end {
+                        // It is a copy like before, and may be the last one if the source's dies now.
+                        Some(_) if !self.live.has_run() => {}
+                        Some(cause) => return Err(cause.into()),
+                        None if self.is_in_halves => {}
+                        None => return Ok(()),
                     }
                 }
                 Some(Order::Resume(answer)) => {
@@ -278,12 +282,36 @@ impl Held {
         Ok(())
     }
 
-    async fn start(&mut self, state: RunState) -> Result<(), Error> {
+    /// Makes it the guest. One that QEMU will not let run is what it was before, and its source is told so.
+    async fn start(&mut self, state: RunState) -> Result<(), StartError> {
         self.op.set_phase("finish");
         self.op.job().pass_point_of_return();
-        self.live.mark_run();
+        let before = Before::of(&self.op);
+        let Err(error) = self.take(state).await else {
+            return Ok(());
+        };
+        if self.live.has_run() && !self.is_refused(&error).await {
+            return Err(StartError::may_have_run(error));
+        }
+        self.live.mark_not_run();
+        self.is_in_halves = false;
+        match before.again(&self.op).await {
+            Ok(()) => Err(StartError::never_ran(error)),
+            // It must not be given back while it is written here that it is ours: it is tried again.
+            Err(unwritten) => Err(StartError::may_have_run(unwritten)),
+        }
+    }
+
+    /// Whether QEMU did not let it run, by its own words.
+    async fn is_refused(&mut self, error: &Error) -> bool {
+        let status = async { self.op.monitor().await?.execute(command::QueryStatus).await };
+        error.effect() != Effect::Unknown && status.await.is_ok_and(|status| !status.running)
+    }
+
+    async fn take(&mut self, state: RunState) -> Result<(), Error> {
         let domain = self.op.domain().clone();
         taken(&self.op).await?;
+        self.live.mark_run();
         let is_run = state == RunState::Running;
         if !is_post_copy(domain.observed().migration.as_ref()) {
             run(&mut self.op, &self.live, is_run).await?;

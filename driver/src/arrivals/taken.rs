@@ -6,6 +6,33 @@ use crate::error::Error;
 use crate::guest::Guest;
 use crate::ops::AsyncOp;
 use crate::ops::start::as_it_runs;
+use crate::records::Work;
+
+/// What was known of the guest here before it was taken.
+pub(super) struct Before {
+    moved_away: bool,
+    definition: Option<Guest>,
+}
+
+impl Before {
+    pub(super) fn of(op: &AsyncOp) -> Self {
+        let records = op.domain().records();
+        Self {
+            moved_away: records.moved_away,
+            definition: records.definition.clone(),
+        }
+    }
+
+    /// It was taken and never ran: nothing has changed of what is known of it, and a daemon that comes back finds a copy.
+    pub(super) async fn again(self, op: &AsyncOp) -> Result<(), Error> {
+        op.with_state(|records| {
+            records.moved_away = self.moved_away;
+            records.definition = self.definition;
+        })?;
+        op.domain().0.store_definition().await?;
+        op.note_work(Work::MigrationIn).await
+    }
+}
 
 /// It is no guest that moved away any more, and a daemon that comes back must not take it for one that never ran. A
 /// definition that is kept stays what its owner made of it, but for the files of the disks.

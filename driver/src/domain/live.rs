@@ -159,6 +159,11 @@ impl Live {
         self.has_run.store(true, Ordering::SeqCst);
     }
 
+    /// QEMU has refused to let it run, and it does not.
+    pub(crate) fn mark_not_run(&self) {
+        self.has_run.store(false, Ordering::SeqCst);
+    }
+
     pub(crate) fn has_run(&self) -> bool {
         self.has_run.load(Ordering::SeqCst)
     }

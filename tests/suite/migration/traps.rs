@@ -1,13 +1,17 @@
 //! What QEMU does when a migration goes wrong, and says otherwise or nothing at all. Each of these is a real QEMU's doing.
 
+use std::fs::File;
 use std::future::IntoFuture;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use driver::{Defaults, Domain, Error, ErrorKind, Landing, MigrateOptions, Op, Run};
+use driver::{
+    Defaults, Disk, DiskFormat, Domain, Error, ErrorKind, Guest, Landing, MigrateOptions, Op, Run,
+};
 use job_core::JobKind;
 use remote_migrate::{
     Answer, Call, Cookie, InProcess, Owner, Peer, PeerError, Prepared, Reply, Report, Request,
@@ -15,6 +19,7 @@ use remote_migrate::{
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -323,4 +328,72 @@ pub(super) async fn a_destination_that_is_cancelled_leaves_the_guest_where_it_wa
     goes_on_here(&rig, &domain).await;
     let open = there.driver.migrations().await.expect("it can be read");
     assert!(open.is_empty(), "{open:?}");
+}
+
+/// Takes such a lock on a whole file as QEMU asks for before it writes, says so, and keeps it. One of our own process would go
+/// as soon as the driver has looked at the file and closes it.
+const HOLDER: &str = r#"use Fcntl; $| = 1; open(F, "<", $ARGV[0]) or die;
+    my $all = pack("s s x4 q q l x4", F_RDLCK, 0, 0, 0, 0);
+    fcntl(F, F_SETLK, $all) or die; print "locked\n"; sleep;"#;
+
+/// The way to another daemon, on whose host somebody will not share the disk until the guest was refused.
+struct Contended {
+    there: Arc<dyn Peer>,
+    other: Mutex<Option<Child>>,
+}
+
+#[async_trait]
+impl Peer for Contended {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let answer = self.there.ask(request, deadline).await?;
+        if matches!(answer.reply, Reply::Refused(_)) {
+            let other = self.other.lock().expect("no panic").take();
+            if let Some(mut other) = other {
+                other.kill().await.expect("it is a child of ours");
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// QEMU takes the guest's disks from the other one, or does not let it run.
+pub(super) async fn a_guest_that_qemu_does_not_let_run_there_is_given_back_and_runs_here(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let path = rig.dir.path().join("data.raw");
+    let disk = File::create(&path).expect("it can be made");
+    disk.set_len(1 << 20).expect("it can be as long");
+    drop(disk);
+    let guest = Guest {
+        disks: vec![Disk::new("data", &path, DiskFormat::Raw)],
+        ..rig.guest("web")
+    };
+    let domain = rig.driver.define(guest).await.expect("it is known now");
+    domain.start().await.expect("it starts");
+    let booted = rig.console("web").past(3, 60 * SECOND).await;
+    booted.expect("it counts");
+    // The QEMU that has the disk has asked already.
+    let mut other = Command::new("perl")
+        .args(["-e", HOLDER])
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("there is a perl");
+    let mut said = [0; 7];
+    let out = other.stdout.as_mut().expect("it is piped");
+    out.read_exact(&mut said).await.expect("it has the lock");
+    let contended = Arc::new(Contended {
+        there: peer(&there),
+        other: Mutex::new(Some(other)),
+    });
+    let moved = domain.migrate(contended.clone(), MigrateOptions::default());
+    let error = moved.await.expect_err("it cannot have its disk there");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    let text = format!("{error:#}");
+    assert!(text.contains("lock"), "{text}");
+    assert!(contended.other.lock().expect("no panic").is_none());
+    goes_on_here(&rig, &domain).await;
+    let open = rig.driver.migrations().await.expect("it can be read");
+    assert!(open.is_empty(), "{open:?}");
+    assert!(there.driver.by_uuid(domain.uuid()).is_none());
 }
