@@ -198,6 +198,8 @@ impl DestinationHost for Arrivals {
         if moving.guest.uuid != step.domain {
             return Err(HostError::new("the description is one of another guest"));
         }
+        let refused = self.context.refuse_unreadable(step.domain).await;
+        refused.map_err(|cause| HostError::new(Error::from(cause)))?;
         self.receive(step, moving).await.map_err(HostError::new)
     }
 

@@ -184,7 +184,8 @@ impl Builder {
     /// [`Invalid`](crate::ErrorKind::Invalid) if the run directory is not an absolute path, is too
     /// long for sockets in it, or others may write to it, or if other hosts could not be told where guests are taken in,
     /// [`Exists`](crate::ErrorKind::Exists) if another driver uses it or the state directory,
-    /// [`Io`](crate::ErrorKind::Io) if one cannot be made or read. A single record that cannot be read is set aside.
+    /// [`Io`](crate::ErrorKind::Io) if one cannot be made or read. A single record that cannot be read is set aside; one of a
+    /// migration stays where it is, and refuses its own guest alone.
     pub fn build(self) -> Result<Driver, Error> {
         let failed = |cause: Cause| Error::new("build the driver", None, cause);
         if !self.run_dir.is_absolute() {

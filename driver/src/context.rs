@@ -12,9 +12,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport_host::Transports;
+use uuid::Uuid;
 
 use crate::error::Cause;
 use crate::events::Log;
+use crate::journal::{Unreadable, unreadable};
 use crate::landing::Landing;
 use crate::metrics::Meter;
 use crate::ops::migrate::Moves;
@@ -115,6 +117,29 @@ impl Context {
         records.map_err(|error| {
             Cause::State(format!("the migration journal cannot be read: {error:#}"))
         })
+    }
+
+    /// Refuses a guest that a migration's record may be of which cannot be read.
+    pub(crate) async fn refuse_unreadable(&self, domain: Uuid) -> Result<(), Cause> {
+        let found = self.unreadable().await?;
+        match found.iter().find(|bad| bad.may_be_of(domain)) {
+            None => Ok(()),
+            Some(bad) => {
+                let (key, reason) = (&bad.key, &bad.reason);
+                Err(Cause::State(format!(
+                    "a migration of it may be open: the record {key} {reason}; once it is certain where the guest is, take \
+                     that record away"
+                )))
+            }
+        }
+    }
+
+    /// The records of migrations that cannot be read.
+    pub(crate) async fn unreadable(&self) -> Result<Vec<Unreadable>, Cause> {
+        let store = self.store.clone();
+        let read = tokio::task::spawn_blocking(move || unreadable(&*store)).await;
+        let read = read.map_err(|error| Cause::Panicked(error.to_string()))?;
+        read.map_err(|error| Cause::State(format!("the migration journal cannot be read: {error}")))
     }
 
     /// The driver's one timer: looks at domains that have something overdue, and sleeps for ever while none has.

@@ -57,7 +57,8 @@ pub enum Next {
 }
 
 impl Driver {
-    /// The migrations that are not settled on both sides, those that are under way among them.
+    /// The migrations that are not settled on both sides, those that are under way among them. Those whose record cannot be
+    /// read are told of by [`recovered`](Self::recovered) and by what they refuse.
     ///
     /// # Errors
     ///

@@ -4,7 +4,8 @@
 //!  RUN_DIR/records/UUID.json          Shelf::Running      of the guests that run; gone with the host, so never flushed
 //!  RUN_DIR/attached/UUID.json         Shelf::Attached     of those that another tool started; neither
 //!  STATE_DIR/domains/UUID.json        Shelf::Definitions  flushed to the disk before `put` returns
-//!  STATE_DIR/migrations/ID-SIDE.json  Shelf::Migrations   flushed, too
+//!  STATE_DIR/migrations/ID-SIDE-UUID.json
+//!                                     Shelf::Migrations   flushed, too
 //! ```
 //!
 //! Knows no record's meaning ([`records`](crate::records) does). [`StateStore`] is the seam for daemons that keep state

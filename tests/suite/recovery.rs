@@ -16,6 +16,7 @@ use driver::{Became, Domain, ErrorKind, Notice, Recovered, Run, SaveOptions, Sta
 use job_core::GoneWhy;
 use rustix::net::{Shutdown, SocketAddrUnix};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, is_clean, kill};
@@ -27,6 +28,7 @@ tests! {
     a_guest_with_autostart_runs_with_the_first_driver_only,
     a_silent_qemu_is_not_run_beside_nor_ended_and_is_reached_once_it_answers,
     records_that_make_no_sense_are_set_aside_and_cost_nobody_else,
+    a_migration_whose_record_makes_no_sense_refuses_its_own_guest_and_no_other,
     a_store_that_is_full_refuses_a_start_and_harms_no_other_guest,
     a_connection_that_is_lost_alone_comes_back,
     a_save_whose_connection_is_lost_is_undone_once_it_is_back,
@@ -223,6 +225,35 @@ async fn records_that_make_no_sense_are_set_aside_and_cost_nobody_else(rig: Rig)
     for pid in &pids[..3] {
         kill(*pid, Signal::KILL);
     }
+}
+
+async fn a_migration_whose_record_makes_no_sense_refuses_its_own_guest_and_no_other(rig: Rig) {
+    let mine = rig.driver.define(rig.empty("mine")).await;
+    let uuid = mine.expect("new").uuid();
+    let key = format!("{}-source-{uuid}", Uuid::new_v4());
+    let path = rig.dir.path().join(format!("state/migrations/{key}.json"));
+    rig.driver.define(rig.empty("other")).await.expect("new");
+    let left = rig.leave().await;
+    fs::write(&path, br#"{"format": 99, "record": 1}"#).expect("written");
+
+    let rig = Rig::again(left);
+    let all = recovered(&rig).await;
+    let told = all.iter().find(|found| found.uuid == Some(uuid));
+    let told = &told.expect("it is told of").became;
+    assert!(
+        matches!(told, Became::SetAside { place, reason } if place.contains(&key) && reason.contains("format 99")),
+        "{told:?}"
+    );
+    let other = rig.driver.by_name("other").expect("known");
+    other.start().await.expect("it is another's");
+    other.pause().await.expect("it is served");
+    other.resume().await.expect("it is another's");
+    let mine = rig.driver.by_name("mine").expect("known");
+    let refused = mine.start().await.expect_err("another host may have it");
+    assert_eq!(refused.kind(), ErrorKind::State, "{refused:#}");
+    assert!(format!("{refused:#}").contains(&key), "{refused:#}");
+    fs::remove_file(&path).expect("an operator takes it away");
+    mine.start().await.expect("nothing is in doubt any more");
 }
 
 async fn a_store_that_is_full_refuses_a_start_and_harms_no_other_guest(rig: Rig) {

@@ -323,6 +323,8 @@ async fn leave(
     options: MigrateOptions,
 ) -> Result<Option<Report>, Error> {
     options.check()?;
+    let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());
+    context.refuse_unreadable(uuid).await?;
     let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
     let mut plan = Plan::new(op.domain().uuid()).migration(migration);
     if let Some(there) = &options.there {

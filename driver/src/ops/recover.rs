@@ -84,7 +84,8 @@ pub enum Became {
     InDoubt,
     /// Its QEMU runs and cannot be reached, for this reason. That is tried again.
     Unreachable(String),
-    /// Its record cannot be read and was put there, for this reason. Its QEMU may run.
+    /// Its record cannot be read and was put there, for this reason. Its QEMU may run. One of a migration stays where it was,
+    /// and its guest is neither started nor moved until an operator takes the record away.
     SetAside {
         /// Where the record is now.
         place: String,

@@ -93,6 +93,7 @@ pub(crate) async fn refuse_if_moved(domain: &Domain) -> Result<(), Error> {
             Cause::State("it moved to another host; it comes back by a migration".into()).into(),
         );
     }
+    domain.0.context.refuse_unreadable(domain.uuid()).await?;
     let records = domain.0.context.migrations().await?;
     let mine = |record: &&Record| record.domain() == domain.uuid() && record.refuses_start();
     match records.iter().find(mine) {

@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::domain::{Domain, Inner, Records};
 use crate::error::{Cause, io as failed_to};
 use crate::events::What;
+use crate::journal::{Unreadable, unreadable};
 use crate::ops::StartOptions;
 use crate::ops::attach::records as of_attached;
 use crate::records::{self, Attached, Defined, Running};
@@ -100,8 +101,34 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
             });
         }
     }
+    let shelf = Shelf::Migrations;
+    let bad = unreadable(&*context.store).map_err(failed_to(
+        "read the records of",
+        format!("{shelf:?}").to_lowercase(),
+    ))?;
+    for bad in bad {
+        tell_unreadable(context, bad);
+    }
     context.recoveries.tasks.close();
     Ok(())
+}
+
+/// A record of a migration stays: as long as it stands its guest is not started.
+fn tell_unreadable(context: &Context, bad: Unreadable) {
+    let Unreadable {
+        key,
+        reason,
+        domain,
+        ..
+    } = bad;
+    warn!(key, reason, ?domain, "a migration's record cannot be read");
+    let place = format!("where it was, as {key}");
+    context.recoveries.add(Recovered {
+        uuid: domain,
+        name: key.into(),
+        job: None,
+        became: Became::SetAside { place, reason },
+    });
 }
 
 /// The records that make sense. The others are set aside, and cost nobody else.

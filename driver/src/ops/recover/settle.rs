@@ -191,6 +191,10 @@ pub(crate) async fn of_the_gone(domain: &Domain, work: Option<&Work>) -> Result<
     let (is_arriving, was_taken, is_leaving) = match work {
         Some(Work::MigrationIn | Work::MigrationOut) => {
             let records = domain.0.context.migrations().await?;
+            // What its record says is not known, but that there is one is.
+            let unread = domain.0.context.unreadable().await?;
+            let is_unread =
+                |side: Side| unread.iter().any(|bad| bad.may_be_at(domain.uuid(), side));
             let mut mine = records
                 .iter()
                 .filter(|record| record.domain() == domain.uuid());
@@ -202,9 +206,9 @@ pub(crate) async fn of_the_gone(domain: &Domain, work: Option<&Work>) -> Result<
                 record.side() == Side::Destination && record.owner() == Owner::Destination
             };
             (
-                mine.clone().any(arrives),
+                mine.clone().any(arrives) || is_unread(Side::Destination),
                 mine.clone().any(owns),
-                mine.any(|record| record.side() == Side::Source),
+                mine.any(|record| record.side() == Side::Source) || is_unread(Side::Source),
             )
         }
         _ => (false, false, false),
