@@ -325,7 +325,8 @@ impl<'a> Drive<'a> {
                     record.stage,
                     SourceStage::Switching | SourceStage::HandingOver
                 );
-                if last && !control.shut(record.stage.phase()) && !self.turned_back {
+                // A cancel that came before one that is past that point is taken up again changes nothing of it.
+                if last && !control.shut(record.stage.phase()) && heeds_cancel {
                     return None;
                 }
                 self.record(record).await

@@ -63,7 +63,9 @@ pub enum Ruling {
     /// The other host is off, or cut from power and disks: nothing runs there, and what returns
     /// returns empty. If that is not true, the guest will run twice.
     PeerFenced,
-    /// The other side owns the guest. If that is not true, the guest is lost here.
+    /// The other side owns the guest, and has all of its memory: what is here is ended. If that is not true, the guest is
+    /// lost. In post-copy it is lost too if it runs there and some of its memory is here still, which only the other side
+    /// can say.
     PeerOwns,
 }
 

@@ -110,6 +110,26 @@ async fn post_copy_dropped_at_any_moment_is_brought_to_one_owner_from_the_journa
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cancel_before_post_copy_is_taken_up_again_changes_nothing_of_it() {
+    for polls in 0.. {
+        let rig = Rig::new();
+        let moving = rig.migrate_by_post_copy(&rig.link);
+        if poll_times(moving, polls).await.is_some() {
+            break;
+        }
+        let control = Control::new();
+        control.cancel().unwrap();
+        let under_cancel = rig.recover_under(&control).await;
+        let other = rig.owner_after(under_cancel, polls).await;
+
+        let rig = Rig::new();
+        let _dropped = poll_times(rig.migrate_by_post_copy(&rig.link), polls).await;
+        let owner = rig.owner_after(rig.recover().await, polls).await;
+        assert_eq!(other, owner, "after {polls} polls");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_journal_that_fails_once_at_any_write_of_post_copy_ends_with_one_owner() {
     for side in [Side::Source, Side::Destination] {
         for write in 0..9 {

@@ -551,9 +551,16 @@ impl Rig {
     }
 
     pub(crate) async fn recover_over(&self, peer: &dyn Peer) -> Result<Report, Error> {
-        let (limits, control) = (Limits::default(), Control::new());
-        let journal = self.journal(Side::Source);
-        remote_migrate::recover(self.id, limits, &*self.stage, peer, journal, &control).await
+        self.take_up(peer, &Control::new()).await
+    }
+
+    pub(crate) async fn recover_under(&self, control: &Control) -> Result<Report, Error> {
+        self.take_up(&self.link, control).await
+    }
+
+    async fn take_up(&self, peer: &dyn Peer, control: &Control) -> Result<Report, Error> {
+        let (limits, journal) = (Limits::default(), self.journal(Side::Source));
+        remote_migrate::recover(self.id, limits, &*self.stage, peer, journal, control).await
     }
 
     pub(crate) async fn resolve(&self, ruling: Ruling) -> Result<Report, Error> {
