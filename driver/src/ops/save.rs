@@ -102,6 +102,8 @@ async fn save(mut op: AsyncOp, path: PathBuf, options: SaveOptions) -> Result<Sa
     }
     op.set_phase("preparing");
     refuse_unsettled(op.domain()).await?;
+    // What is here of one that may run elsewhere is no guest to be kept.
+    refuse_if_moved(op.domain()).await?;
     let status = op.monitor().await?.execute(command::QueryStatus).await?;
     let head = Head {
         guest: as_it_runs(op.domain()).await?,

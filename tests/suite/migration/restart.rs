@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use driver::{Became, Domain, Driver, ErrorKind, Landing, MigrateOptions, Run, StartOptions};
+use driver::{
+    Became, Domain, Driver, ErrorKind, Landing, MigrateOptions, Run, SaveOptions, StartOptions,
+};
 use remote_migrate::{
     Answer, Call, Destination, DestinationStage, Journal, JournalError, MigrationId, Owner, Peer,
     PeerError, Record, Report, Request, Service, Side,
@@ -400,6 +402,11 @@ pub(super) async fn a_source_that_dies_before_it_hears_the_answer_gives_the_gues
     assert_eq!(became, Became::InDoubt);
     let error = web.resume().await.expect_err("it runs elsewhere");
     assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
+    let file = dir.path().join("web.save");
+    let saved = web.save(&file, SaveOptions::default()).await;
+    let error = saved.expect_err("an older guest would be kept, of disks that are newer");
+    assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
+    assert!(!file.exists());
     let report = web.recover_migration(peer(&rig)).await.expect("it is told");
     assert_eq!((report.owner, report.settled), (Owner::Destination, true));
     let is_off = |seen: &driver::Observed| seen.run == Run::Off;
