@@ -208,6 +208,17 @@ impl Control {
         }
     }
 
+    /// Something else is waited for, and for long: who rules now is told that it is not heard.
+    pub(crate) fn deaf(&self) {
+        self.word.send_if_modified(|word| {
+            let was_open = *word == Word::Open;
+            if was_open {
+                *word = Word::Early;
+            }
+            was_open
+        });
+    }
+
     /// Nobody drives it any more.
     pub(crate) fn left(&self, report: Option<Report>) {
         self.word.send_if_modified(|word| {

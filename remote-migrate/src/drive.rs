@@ -266,6 +266,10 @@ impl<'a> Drive<'a> {
                     acted = self.act(action) => acted,
                 }
             } else {
+                // The rest of the memory may take minutes, and a word that came meanwhile would be of another time.
+                if matches!(action, SourceAction::Drain | SourceAction::Resume(_)) {
+                    control.deaf();
+                }
                 self.act(action).await
             };
             match acted {
