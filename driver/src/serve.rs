@@ -190,6 +190,7 @@ mod tests {
             epoch: Epoch::FIRST,
             domain: Uuid::new_v4(),
             call: Call::Status(Side::Destination),
+            run: None,
             downtime: None,
         };
         let limit = Instant::now() + Duration::from_secs(10);

@@ -49,6 +49,7 @@ pub(crate) struct Tracker {
     told: Option<Tick>,
     done: u64,
     total: u64,
+    was_complete: bool,
 }
 
 impl Tracker {
@@ -60,7 +61,9 @@ impl Tracker {
         self.first.get_or_insert((now, done));
         self.done = done;
         self.total = total;
-        let complete = total > 0 && done >= total;
+        // Once: what somebody else counts may be complete again and again.
+        let complete = total > 0 && done >= total && !self.was_complete;
+        self.was_complete |= complete;
         let due = self
             .told
             .is_none_or(|told| now.saturating_sub(told) >= INTERVAL);
@@ -107,6 +110,8 @@ mod tests {
         assert!(tracker.update(SECOND / 10, 10, 100).is_none());
         assert!(tracker.update(SECOND / 4, 25, 100).is_some());
         assert!(tracker.update(SECOND / 3, 100, 100).is_some());
+        assert!(tracker.update(SECOND / 3, 99, 100).is_none());
+        assert!(tracker.update(SECOND / 3, 100, 100).is_none(), "once");
     }
 
     #[test]

@@ -251,6 +251,12 @@ impl DestinationMachine {
     }
 
     fn request(&mut self, request: Request) {
+        if let (Some(run), Some(record)) = (request.run, &mut self.record)
+            && (request.domain, &record.stage) == (record.domain, &Stage::Prepared)
+            && request.epoch >= record.epoch
+        {
+            record.run = run;
+        }
         let job = Job::Serve(request.call);
         match &mut self.record {
             Some(record) if request.domain != record.domain => {

@@ -250,6 +250,9 @@ impl<'a> Drive<'a> {
             self.control.over(self.phase());
         }
         loop {
+            if self.host.was_paused() {
+                self.machine.pause();
+            }
             let action = self.machine.action();
             if let SourceAction::Done(end) = action {
                 return self.conclude(end);

@@ -139,6 +139,11 @@ pub trait SourceHost: Send + Sync {
     /// Cancel safe: nothing changes.
     async fn inspect(&self, step: Step) -> Result<GuestState, HostError>;
 
+    /// Whether somebody has paused the guest since [`begin`](Self::begin) described it. Must not wait.
+    fn was_paused(&self) -> bool {
+        false
+    }
+
     /// When the guest was stopped for its switchover, by the clock of this host in nanoseconds since 1970, if it is known.
     fn stopped_at(&self) -> Option<i64> {
         None

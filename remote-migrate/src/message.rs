@@ -25,6 +25,9 @@ pub struct Request {
     pub domain: Uuid,
     /// What is asked.
     pub call: Call,
+    /// With `Finish`: what the guest is to do there. Somebody may have paused it since `Prepare`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunState>,
     /// With `Confirm`: how long the guest stood still. For people: nothing is decided by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime: Option<Downtime>,

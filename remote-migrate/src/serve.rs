@@ -226,6 +226,7 @@ async fn ask_source(source: &dyn Peer, record: &DestinationRecord, deadline: Ins
         epoch: record.epoch,
         domain: record.domain,
         call: Call::Status(Side::Source),
+        run: None,
         downtime: None,
     };
     match peer::ask(source, request, deadline)

@@ -42,7 +42,7 @@ use uuid::Uuid;
 use crate::{
     journal::{SourceRecord, SourceStage},
     message::{Call, Fate, Guest, Prepared, Reply, Request, Status},
-    phase::{Cookie, Epoch, MigrationId, Owner, Phase, Side, TooLate},
+    phase::{Cookie, Epoch, MigrationId, Owner, Phase, RunState, Side, TooLate},
     verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
 };
 
@@ -390,8 +390,17 @@ impl SourceMachine {
         Ok(())
     }
 
+    /// Somebody has paused the guest since it was described: whoever ends up with it lets it stand, and what is written
+    /// from here on says so.
+    pub fn pause(&mut self) {
+        self.record.run = RunState::Paused;
+        self.guest.run = RunState::Paused;
+    }
+
     fn ask(&self, call: Call) -> SourceAction {
+        let run = (call == Call::Finish).then_some(self.record.run);
         SourceAction::Ask(Request {
+            run,
             migration: self.record.migration,
             epoch: self.record.epoch,
             domain: self.record.domain,

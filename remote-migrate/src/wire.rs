@@ -14,12 +14,12 @@
 //! | `hello` | both, first | `magic`, `version`, `features` | it is the first, and a version is shared |
 //! | `request` | who dialled | `id`, `within_ms`, `request` | `id` is the next, none is open, the epoch is one |
 //! | `answer` | who accepted | `id`, `answer` | `id`, migration and epoch are those of the open request |
-//! | `ping` | both | `id` | `id` is the next |
+//! | `ping` | both | `id`, `underway` | `id` is the next |
 //! | `pong` | both | `id`, `clock` | `id` is that of the open ping |
 //! | `fault` | both, last | `kind`, `text` | always; the connection is over |
 //!
 //! ```text
-//!  00 00 00 59 {"hello":{"magic":"vmwright-migrate","version":1,"features":["clock","downtime"]}}
+//!  00 00 00 5d {"hello":{"magic":"vmwright-migrate","version":1,"features":["clock","downtime","progress"]}}
 //!  00 00 00 0f {"ping":{"id":1}}
 //! ```
 //!

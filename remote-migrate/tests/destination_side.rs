@@ -17,6 +17,7 @@ fn ask_in(epoch: Epoch, call: Call) -> In {
         epoch,
         domain: Uuid::nil(),
         call,
+        run: None,
         downtime: None,
     })
 }
@@ -89,6 +90,37 @@ fn the_guest_is_started_only_after_the_journal_names_this_side() {
     machine.on(In::Started);
     machine.on(In::Recorded);
     assert_eq!(reply(&machine), Some(Reply::Owned));
+}
+
+#[test]
+fn what_the_guest_is_to_do_is_as_the_offer_says_until_it_is_taken() {
+    let finish = |run, epoch| {
+        let In::Request(request) = ask_in(epoch, Call::Finish) else {
+            unreachable!("it is one");
+        };
+        In::Request(Request {
+            run: Some(run),
+            ..request
+        })
+    };
+    let mut machine = ready_and([finish(RunState::Paused, Epoch::FIRST), In::Loaded]);
+    let DestinationAction::Record(record) = machine.action() else {
+        panic!("nothing is written");
+    };
+    assert_eq!(
+        (record.stage, record.run),
+        (Stage::Starting, RunState::Paused)
+    );
+    machine.on(In::Recorded);
+    assert_eq!(machine.action(), DestinationAction::Start(RunState::Paused));
+    // It is under way by then, and one that comes late is heard no more.
+    machine.on(In::StartFailed {
+        ran: Ran::Maybe,
+        why: Reason::new("no answer"),
+    });
+    machine.on(In::Local(CopyState::Complete));
+    machine.on(finish(RunState::Running, Epoch::FIRST));
+    assert_eq!(machine.record().expect("it is there").run, RunState::Paused);
 }
 
 #[test]

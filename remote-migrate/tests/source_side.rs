@@ -4,7 +4,7 @@
 use remote_migrate::{
     Call, Cookie, CopyState, Epoch, MigrationId, Owner, Phase, Prepared, Ran, Reason, Reply,
     RunState, Side, SourceRecord, SourceStage, Status,
-    source::{EndWhy, SourceAction, SourceEnd, SourceInput, SourceMachine},
+    source::{EndWhy, Outcome, SourceAction, SourceEnd, SourceInput, SourceMachine},
     verdict::GuestState,
 };
 use uuid::Uuid;
@@ -69,6 +69,32 @@ fn asks(machine: &SourceMachine) -> Option<Call> {
         SourceAction::Ask(request) => Some(request.call),
         _ => None,
     }
+}
+
+#[test]
+fn a_guest_that_is_paused_on_its_way_stands_still_wherever_it_ends_up() {
+    let offers = |machine: &SourceMachine| match machine.action() {
+        SourceAction::Ask(request) => (request.call, request.run),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(offers(&after(7)), (Call::Finish, Some(RunState::Running)));
+    for steps in 5..=7 {
+        let mut moved = after(steps);
+        moved.pause();
+        for input in good_run().into_iter().take(7).skip(steps) {
+            moved.on(input);
+        }
+        assert_eq!(offers(&moved), (Call::Finish, Some(RunState::Paused)));
+    }
+    let mut kept = after(5);
+    kept.pause();
+    kept.on(SourceInput::PerformFailed);
+    kept.on(SourceInput::Local(GuestState::Stopped));
+    kept.on(SourceInput::Recorded);
+    assert_eq!(
+        kept.action(),
+        SourceAction::Confirm(Outcome::Kept(RunState::Paused))
+    );
 }
 
 #[test]

@@ -49,6 +49,8 @@ tests! {
     a_guest_moves_into_a_file_while_it_runs_and_back_and_on_to_another_host,
     a_guest_on_its_way_is_destroyed_at_once,
     a_paused_guest_arrives_paused,
+    a_guest_that_is_paused_on_its_way_arrives_paused,
+    a_guest_that_is_paused_on_its_way_and_stays_is_still_paused,
     a_cancelled_migration_leaves_the_guest_where_it_was,
     a_destination_that_dies_leaves_the_guest_where_it_was,
     a_query_passes_beside_a_migration_and_a_modify_waits,
@@ -113,6 +115,14 @@ fn slow() -> MigrateOptions {
         bandwidth: Some(8 << 20),
         ..MigrateOptions::default()
     }
+}
+
+async fn at_full_speed(domain: &Domain) {
+    let tuned = domain.tune_migration(Tuning {
+        bandwidth: Some(0),
+        ..Tuning::default()
+    });
+    tuned.await.expect("it passes beside the migration");
 }
 
 async fn is_performing(domain: &Domain) -> bool {
@@ -193,11 +203,7 @@ async fn how_far_a_guest_is_is_seen_on_both_sides(rig: Rig) {
     let tuned = copy.tune_migration(Tuning::default()).await;
     let error = tuned.expect_err("it is led from the other side");
     assert_eq!(error.kind(), ErrorKind::State);
-    let tuned = domain.tune_migration(Tuning {
-        bandwidth: Some(0),
-        ..Tuning::default()
-    });
-    tuned.await.expect("it passes beside the migration");
+    at_full_speed(&domain).await;
     moving.await.expect("no panic").expect("it moves");
     let is_over = |jobs: &job_core::Snapshot| jobs.asynchronous.is_none();
     for side in [&domain, &copy] {
@@ -228,6 +234,39 @@ async fn a_guest_moves_there_and_back(rig: Rig) {
         ticks.windows(2).all(|pair| pair[1] == pair[0] + 1),
         "no gap, no repeat: {ticks:?}"
     );
+}
+
+async fn a_guest_that_is_paused_on_its_way_arrives_paused(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    domain
+        .pause()
+        .await
+        .expect("it passes beside the migration");
+    at_full_speed(&domain).await;
+    moving.await.expect("no panic").expect("it moves");
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    assert!(!moved.query_status().await.expect("it answers").running);
+    moved.resume().await.expect("it runs when it is told to");
+    counts_on(&rig, 3, 20 * SECOND).await;
+}
+
+async fn a_guest_that_is_paused_on_its_way_and_stays_is_still_paused(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    domain
+        .pause()
+        .await
+        .expect("it passes beside the migration");
+    domain.cancel_job("test").expect("memory moves still");
+    moving.await.expect("no panic").expect_err("it stays");
+    assert!(!domain.query_status().await.expect("it answers").running);
+    domain.resume().await.expect("it runs when it is told to");
+    counts_on(&rig, 3, 20 * SECOND).await;
 }
 
 async fn a_paused_guest_arrives_paused(rig: Rig) {

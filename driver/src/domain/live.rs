@@ -47,6 +47,8 @@ pub(crate) struct Live {
     doom: Mutex<Option<GoneWhy>>,
     /// Whether a guest that arrives may have run here.
     has_run: AtomicBool,
+    /// Whether somebody paused it since it was last looked at for a migration.
+    was_paused: AtomicBool,
     /// When QEMU stopped it last, and let it run last, by QEMU's clock in nanoseconds since 1970; 0 if it did not.
     stopped: AtomicI64,
     resumed: AtomicI64,
@@ -65,6 +67,7 @@ impl Live {
             said: CancellationToken::new(),
             doom: Mutex::new(None),
             has_run: AtomicBool::new(false),
+            was_paused: AtomicBool::new(false),
             stopped: AtomicI64::new(0),
             resumed: AtomicI64::new(0),
         }
@@ -82,6 +85,15 @@ impl Live {
             .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let nanos = since.and_then(|since| i64::try_from(since.as_nanos()).ok());
         place.store(nanos.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Somebody pauses it: it is not let run where it arrives, or stays, without being told to.
+    pub(crate) fn note_pause(&self, is_paused: bool) {
+        self.was_paused.store(is_paused, Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_paused(&self) -> bool {
+        self.was_paused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stopped_at(&self) -> Option<i64> {

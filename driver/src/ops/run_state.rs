@@ -2,9 +2,10 @@
 
 use job_core::JobKind;
 use monitor_qmp::command;
+use remote_migrate::{Owner, Record, Side};
 
 use crate::domain::Domain;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Cause, Error, ErrorKind};
 use crate::ops::start::refuse_if_moved;
 use crate::ops::{Call, Deadline, Op};
 
@@ -16,9 +17,15 @@ impl Domain {
         })
     }
 
-    /// Stops the virtual CPUs. A guest that is paused already stays so.
+    /// Stops the virtual CPUs. A guest that is paused already stays so, and one on its way to another host arrives so. Once it
+    /// was offered to the other host it is refused as [`State`](crate::ErrorKind::State): it is that one's to pause.
     pub fn pause(&self) -> Call<()> {
         self.normal("pause", JobKind::Suspend, |mut op| async move {
+            refuse_if_offered(op.domain()).await?;
+            // Before it is done, since the guest may be offered in the next instant.
+            if let Some(live) = op.domain().0.live() {
+                live.note_pause(true);
+            }
             op.monitor()?.execute(command::Stop).await?;
             Ok(())
         })
@@ -86,6 +93,24 @@ impl Domain {
         Call::new(limit, move |deadline: Deadline| async move {
             domain.run(owner, kind, deadline, body).await
         })
+    }
+}
+
+/// From then on it is not known who has it, or somebody else does.
+async fn refuse_if_offered(domain: &Domain) -> Result<(), Error> {
+    let records = domain.0.context.migrations().await?;
+    let is_offered = |record: &&Record| {
+        record.domain() == domain.uuid()
+            && record.side() == Side::Source
+            && record.owner() != Owner::Source
+    };
+    match records.iter().find(is_offered) {
+        None => Ok(()),
+        Some(record) => {
+            let (migration, owner) = (record.migration(), record.owner());
+            let text = format!("migration {migration} has offered it, its owner is {owner}");
+            Err(Cause::State(text).into())
+        }
     }
 }
 

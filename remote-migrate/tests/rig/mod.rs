@@ -491,6 +491,7 @@ impl Rig {
             epoch: Epoch::FIRST,
             domain: self.domain,
             call,
+            run: None,
             downtime: None,
         }
     }

@@ -519,6 +519,7 @@ fn the_largest_cookie_fits_into_a_frame_however_it_is_escaped() {
         epoch: Epoch::FIRST,
         domain: Uuid::nil(),
         call: Call::Prepare(guest),
+        run: None,
         downtime: None,
     };
     let payload = serde_json::to_vec(&Message::Request {

@@ -69,6 +69,10 @@ impl SourceHost for Leaving<'_> {
         op.note_work(Work::MigrationOut)
             .await
             .map_err(HostError::new)?;
+        // A pause that comes from here on is not seen by the look that follows.
+        if let Some(live) = op.live() {
+            live.note_pause(false);
+        }
         let (status, info) = look(&mut op).await.map_err(HostError::new)?;
         if let Some(reason) = info.blocked_reasons.first() {
             return Err(HostError::new(format!("it cannot be moved: {reason}")));
@@ -153,6 +157,13 @@ impl SourceHost for Leaving<'_> {
             }
         }
         .map_err(HostError::new)
+    }
+
+    fn was_paused(&self) -> bool {
+        // Nobody else has it between two steps.
+        let op = self.op.try_lock().ok();
+        op.and_then(|op| op.live())
+            .is_some_and(|live| live.was_paused())
     }
 
     fn stopped_at(&self) -> Option<i64> {

@@ -49,6 +49,7 @@ fn request(migration: u128) -> Request {
         epoch: Epoch::FIRST,
         domain: Uuid::nil(),
         call: Call::Status(Side::Destination),
+        run: None,
         downtime: None,
     }
 }
