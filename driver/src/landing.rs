@@ -81,8 +81,9 @@ impl Landing {
 
     /// On that address of this host, each guest on a port that the system chooses, and under TLS. Both QEMUs show the
     /// certificates that the daemons know each other by at their doors, and none but one of the same authority is believed;
-    /// the side that sends believes only the one with the other daemon's name, the first in its certificate. Guests that
-    /// leave go over a network under TLS too, or not at all.
+    /// the side that sends believes only the one with the name that the other daemon told it at the door, the first in that
+    /// one's certificate. So the door must be one where nobody else can tell it. Guests that leave go over a network under TLS
+    /// too, or not at all.
     #[must_use]
     pub fn tls(address: IpAddr, tls: Tls) -> Self {
         Self::on(address, Some(tls))

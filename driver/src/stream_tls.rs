@@ -52,7 +52,6 @@ pub(crate) async fn put_on(
     end: End<'_>,
 ) -> Result<(), Error> {
     take_off(monitor).await?;
-    forget(monitor).await?;
     let folder = Folder::write(directory, tls.pem(), end)?;
     let endpoint = match end {
         End::Leaves(_) => "client",
@@ -78,13 +77,12 @@ pub(crate) async fn put_on(
 /// daemon put on, or only half put on.
 pub(crate) async fn take_off(monitor: &Monitor<'_>) -> Result<(), Error> {
     let now = monitor.execute(command::QueryMigrateParameters).await?;
-    if now.tls_creds.is_none_or(|creds| creds.is_empty()) {
-        return Ok(());
+    if now.tls_creds.is_some_and(|creds| !creds.is_empty()) {
+        let mut none = command::MigrateSetParameters::default();
+        none.tls_creds = Some(String::new());
+        none.tls_hostname = Some(String::new());
+        monitor.execute(none).await?;
     }
-    let mut none = command::MigrateSetParameters::default();
-    none.tls_creds = Some(String::new());
-    none.tls_hostname = Some(String::new());
-    monitor.execute(none).await?;
     forget(monitor).await
 }
 

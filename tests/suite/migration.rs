@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use driver::{
-    Domain, ErrorKind, MigrateOptions, Notice, Run, StartOptions, Subscription, Tuning, What,
+    Domain, Error, ErrorKind, MigrateOptions, Notice, Run, StartOptions, Subscription, Tuning, What,
 };
-use remote_migrate::{Downtime, InProcess, Owner, Side};
+use remote_migrate::{Downtime, InProcess, Owner, Report, Side};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::harness::tests;
@@ -68,6 +69,7 @@ tests! {
     a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
     memory_is_read_on_its_way_in_plaintext_and_not_under_tls,
     a_guest_moves_there_and_back_under_tls_and_keeps_no_key,
+    a_key_that_was_only_half_put_on_is_forgotten,
     who_is_not_believed_gets_no_memory_and_the_guest_runs_on,
     memory_leaves_under_tls_or_not_at_all_unless_plaintext_was_allowed,
     a_guest_comes_over_several_connections_under_tls,
@@ -236,37 +238,38 @@ async fn a_guest_moves_there_and_back(rig: Rig) {
     );
 }
 
+/// A guest on its way, which somebody has paused meanwhile.
+async fn paused_on_its_way(rig: &Rig, there: &Rig) -> (Domain, JoinHandle<Result<Report, Error>>) {
+    let (domain, _) = boot(rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    let paused = domain.pause().await;
+    paused.expect("it passes beside the migration");
+    (domain, moving)
+}
+
+/// It stands still, and goes on when it is told to.
+async fn is_paused(rig: &Rig, domain: &Domain) {
+    assert!(!domain.query_status().await.expect("it answers").running);
+    domain.resume().await.expect("it runs when it is told to");
+    counts_on(rig, 3, 20 * SECOND).await;
+}
+
 async fn a_guest_that_is_paused_on_its_way_arrives_paused(rig: Rig) {
     let there = Rig::new(&rig.env);
-    let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
-    assert!(is_performing(&domain).await);
-    domain
-        .pause()
-        .await
-        .expect("it passes beside the migration");
+    let (domain, moving) = paused_on_its_way(&rig, &there).await;
     at_full_speed(&domain).await;
     moving.await.expect("no panic").expect("it moves");
     let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
-    assert!(!moved.query_status().await.expect("it answers").running);
-    moved.resume().await.expect("it runs when it is told to");
-    counts_on(&rig, 3, 20 * SECOND).await;
+    is_paused(&rig, &moved).await;
 }
 
 async fn a_guest_that_is_paused_on_its_way_and_stays_is_still_paused(rig: Rig) {
     let there = Rig::new(&rig.env);
-    let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
-    assert!(is_performing(&domain).await);
-    domain
-        .pause()
-        .await
-        .expect("it passes beside the migration");
+    let (domain, moving) = paused_on_its_way(&rig, &there).await;
     domain.cancel_job("test").expect("memory moves still");
     moving.await.expect("no panic").expect_err("it stays");
-    assert!(!domain.query_status().await.expect("it answers").running);
-    domain.resume().await.expect("it runs when it is told to");
-    counts_on(&rig, 3, 20 * SECOND).await;
+    is_paused(&rig, &domain).await;
 }
 
 async fn a_paused_guest_arrives_paused(rig: Rig) {

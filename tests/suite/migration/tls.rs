@@ -1,5 +1,6 @@
 //! A guest's memory under TLS: nobody on the way reads it, nobody else's certificate is believed, and a refusal costs nothing.
 
+use std::future::IntoFuture;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZero;
 use std::path::Path;
@@ -9,13 +10,13 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use driver::{Domain, ErrorKind, Landing, MigrateOptions, Op};
 use job_core::JobKind;
-use monitor_qmp::command::{QomList, QueryMigrateParameters};
+use monitor_qmp::command::{ObjectAdd, QomList, QueryMigrateParameters};
 use remote_migrate::{Answer, Cookie, InProcess, Owner, Peer, PeerError, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::{SECOND, peer};
+use super::{SECOND, is_performing, peer, slow};
 use crate::authority::{Authority, under};
 use crate::rig::{Rig, boot};
 
@@ -113,6 +114,27 @@ pub(super) async fn has_tls(domain: &Domain) -> bool {
     let deadline = Instant::now() + 10 * SECOND;
     let looked = domain.run("look", JobKind::Query, deadline, look);
     looked.await.expect("it answers")
+}
+
+pub(super) async fn a_key_that_was_only_half_put_on_is_forgotten(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    // As a migration leaves it that was cancelled before QEMU was told to use it.
+    let put_on = |mut op: Op| async move {
+        let object = ObjectAdd::new("tls-creds-anon").with("id", "vmwright-tls");
+        op.monitor()?
+            .execute(object.with("endpoint", "client"))
+            .await
+    };
+    let deadline = Instant::now() + 10 * SECOND;
+    let put_on = domain.run("put-on", JobKind::Modify, deadline, put_on);
+    put_on.await.expect("QEMU takes it");
+    assert!(has_tls(&domain).await);
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    domain.cancel_job("test").expect("memory moves still");
+    moving.await.expect("no panic").expect_err("it stays");
+    assert!(!has_tls(&domain).await);
 }
 
 pub(super) fn has_key_on_disk(dir: &Path, domain: &Domain) -> bool {
