@@ -136,9 +136,10 @@ impl JobState {
     fn event(&mut self, event: &QmpEvent) -> Next {
         match event {
             QmpEvent::JobStatusChange(change) if change.id == self.id => {
-                self.status(&change.status);
                 match change.status {
                     JobStatus::Concluded | JobStatus::Null => Next::Ask,
+                    // How far it is by then is told with the next event, or when QEMU is asked: not ready at 0 of it.
+                    JobStatus::Ready | JobStatus::Standby if !self.was_ready => Next::Ask,
                     _ => Next::Wait,
                 }
             }
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_ready_by_either_event_and_by_the_list() {
+    fn a_job_is_ready_once_it_is_known_how_far_it_is() {
         let ready = |seen: &Seen<'_>| {
             let mut job = JobState::new(ID);
             let next = job.take(seen);
@@ -275,7 +276,7 @@ mod tests {
         assert_eq!(ready(&Seen::Event(&event)), (Next::Wait, true, (5, 9)));
         assert_eq!(
             ready(&Seen::Event(&change(ID, "ready"))),
-            (Next::Wait, true, (0, 0))
+            (Next::Ask, false, (0, 0))
         );
         assert_eq!(
             ready(&Seen::Listed(Some(&listed("ready", None)))),
