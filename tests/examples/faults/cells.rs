@@ -336,9 +336,9 @@ pub(crate) const CELLS: [[Cell; 2]; 33] = [
     cell(
         Doing::BackupSince,
         &["copying"],
-        100_000,
+        5000,
         Row::BackupBegun,
-        // What changed is little, and may be copied whole when the next driver looks.
+        // What changed is little, is soon copied, and may be whole when the next driver looks.
         [&["GoesOn", "Finished"], &["Ended"]],
         RUNNING,
     ),
