@@ -237,7 +237,6 @@ impl DestinationHost for Arrivals {
         let told = arrival.orders.send(Order::Start(run, answer)).await;
         told.map_err(|_| StartError::never_ran("its QEMU is gone"))?;
         match started.await {
-            Ok(Ok(())) => Ok(()),
             Ok(started) => started,
             Err(_) => Err(StartError::may_have_run("its task ended")),
         }

@@ -37,7 +37,7 @@ const DRIVER_LOG: Bound = Bound {
 };
 
 /// A child that a driver had made when it ended, to become QEMU, holds the driver's lock until it is QEMU.
-const LONGEST_FORK: Duration = Duration::from_secs(1);
+const LONGEST_LAUNCH: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The longest path a unix socket's address holds, without its final zero (`sockaddr_un`).
@@ -277,7 +277,7 @@ fn lock(dir: &Path) -> Result<File, Cause> {
         .mode(0o600)
         .open(&path);
     let file = file.map_err(io("open", &path))?;
-    let until = Instant::now() + LONGEST_FORK;
+    let until = Instant::now() + LONGEST_LAUNCH;
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),

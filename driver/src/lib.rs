@@ -84,6 +84,10 @@
 //!   reach it, and post-copy goes on only if its stream is whole.
 //!   A stream that was taken up again after a break passes through the driver where the guest arrives: while it does, that
 //!   driver's end breaks it again, and nobody takes it up then. The guest stands still on half of its memory.
+//! - A monitor whose connection is lost while a guest moves is taken for its QEMU's end by the steps of the move, though that
+//!   QEMU may live.
+//! - Under emulation QEMU 7.2 loses writes of a guest that moves, or is saved while it runs, if its memory is a multiple of
+//!   256 KiB (measured). KVM is not concerned.
 //! - Over several connections QEMU connects by itself, and from 8.2 on listens by itself, with the system's own idea of how
 //!   long a dead link may last.
 //! - Generations and the history of jobs begin anew with each driver; the id of an interrupted job stays.

@@ -28,6 +28,14 @@ pub struct Transfer {
     pub dirty_rate: u64,
 }
 
+impl Transfer {
+    /// Bytes of the guest's that need not be sent any more, as far as is known: fewer again once it has written on.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.total.saturating_sub(self.remaining)
+    }
+}
+
 /// Where a migration stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -143,7 +143,8 @@
 //!
 //! # Limits
 //!
-//! - One guest moves in one migration at a time; a second one is refused until the first is settled.
+//! - One guest moves in one migration at a time; a second one is refused until the first is settled, or has ended here and is
+//!   only to be told to its destination.
 //! - In post-copy the only complete guest is in two halves: if the host of either dies then, it is lost, and
 //!   the loss is named. A link that is lost costs time alone. A start that the destination refuses then gives
 //!   the guest back only where the source's QEMU lets it run again.

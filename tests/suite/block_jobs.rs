@@ -79,7 +79,7 @@ fn files(domain: &Domain) -> (Option<PathBuf>, Option<PathBuf>) {
     (live, domain.records().definition.as_ref().map(file))
 }
 
-async fn ends(job: &BlockJob) -> BlockJobEnd {
+pub(crate) async fn ends(job: &BlockJob) -> BlockJobEnd {
     job.wait(soon()).await.expect("it ends")
 }
 

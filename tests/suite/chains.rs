@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::backup::{of, since, target, whole};
+use crate::block_jobs::ends;
 use crate::harness::tests;
 use crate::plug::ask;
 use crate::rig::{Rig, Signal, kill};
@@ -189,8 +190,7 @@ async fn what_an_overlay_had_is_told_by_the_bitmap_of_the_image_it_went_back_int
     let of_overlay = anew(&rig, &web, "of-overlay").await;
     let job = web.commit_disk("root", CommitOptions::default()).await;
     let job = job.expect("it begins");
-    let end = job.wait(Instant::now() + 60 * SECOND).await;
-    assert_eq!(end.expect("it ends"), BlockJobEnd::Done);
+    assert_eq!(ends(&job).await, BlockJobEnd::Done);
     refused(&rig, &web, Some(&of_overlay), NO_BITMAP).await;
     write(&web, 2, 3).await;
     let second = next(&rig, &web, "second", &first).await;
@@ -237,8 +237,7 @@ async fn a_disk_that_went_over_to_a_mirror_begins_its_chain_anew(rig: Rig) {
         bandwidth: None,
     };
     let job = web.mirror_disk("root", mirror).await.expect("it begins");
-    let end = job.wait(Instant::now() + 60 * SECOND).await;
-    assert_eq!(end.expect("it ends"), BlockJobEnd::Done);
+    assert_eq!(ends(&job).await, BlockJobEnd::Done);
     write(&web, 1, 2).await;
     refused(&rig, &web, Some(&first), NO_BITMAP).await;
 }

@@ -15,9 +15,8 @@ use super::taken::taken;
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
-use crate::events::What;
 use crate::ops::destroy::cleaned_up;
-use crate::ops::start::{give_up, refuse_if_running, run};
+use crate::ops::start::{give_up, refuse_if_running, run, run_in_halves};
 use crate::ops::{AsyncOp, Op};
 use crate::records::Work;
 
@@ -61,17 +60,11 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
         op.job().pass_point_of_return();
         taken(&op).await?;
         let is_run = state == RunState::Running;
-        if !is_in_halves {
-            return run(&mut op, &live, is_run).await;
+        if is_in_halves {
+            run_in_halves(&mut op, &live, is_run).await
+        } else {
+            run(&mut op, &live, is_run).await
         }
-        // What QEMU is asked once it runs it may answer only when the memory has come.
-        if is_run {
-            op.monitor().await?.execute(command::Cont).await?;
-        }
-        op.domain().0.tell(What::Started {
-            generation: live.generation,
-        });
-        Ok(())
     };
     arriving(context, step, work).await
 }

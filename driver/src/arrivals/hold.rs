@@ -22,11 +22,10 @@ use super::taken::{Before, taken};
 use crate::domain::Live;
 use crate::domain::state::Observed;
 use crate::error::{Cause, Effect, Error};
-use crate::events::What;
 use crate::landing::{Gate, Way};
 use crate::ops::AsyncOp;
 use crate::ops::migrate::{Bring, Moving, Underway, is_post_copy, only_capabilities};
-use crate::ops::start::{bring_up, give_up, run};
+use crate::ops::start::{bring_up, give_up, run, run_in_halves};
 use crate::records::Work;
 use crate::stream_tls::{self, End};
 
@@ -201,8 +200,7 @@ impl Held {
                 }
                 Ok(()) = progress.changed() => {
                     let transfer = progress.borrow_and_update().transfer;
-                    let moved = transfer.total.saturating_sub(transfer.remaining);
-                    self.op.report(moved, transfer.total);
+                    self.op.report(transfer.moved(), transfer.total);
                     continue;
                 }
                 () = all_there(&self.op), if self.is_in_halves => {
@@ -309,27 +307,19 @@ impl Held {
     }
 
     async fn take(&mut self, state: RunState) -> Result<(), Error> {
-        let domain = self.op.domain().clone();
         taken(&self.op).await?;
         self.live.mark_run();
         let is_run = state == RunState::Running;
-        if !is_post_copy(domain.observed().migration.as_ref()) {
+        if !is_post_copy(self.op.domain().observed().migration.as_ref()) {
             run(&mut self.op, &self.live, is_run).await?;
             self.take_tls_off().await;
             return Ok(());
         }
         self.is_in_halves = true;
-        // What QEMU is asked from here on it may answer only when the memory has come.
         let mask = AsyncKind::MigrationIn.default_mask();
         self.op.job().set_mask(mask.with(JobKind::Query));
         self.op.set_phase("post-copy");
-        if is_run {
-            self.op.monitor().await?.execute(command::Cont).await?;
-        }
-        domain.0.tell(What::Started {
-            generation: self.live.generation,
-        });
-        Ok(())
+        run_in_halves(&mut self.op, &self.live, is_run).await
     }
 
     /// The guest is here, whatever comes of this: what streams it next takes it off first.

@@ -255,7 +255,7 @@ impl Domain {
 }
 
 /// What the journal has of this guest that left, or was about to.
-async fn left(domain: &Domain) -> Result<Vec<Record>, Cause> {
+pub(crate) async fn left(domain: &Domain) -> Result<Vec<Record>, Cause> {
     let mut records = domain.0.context.migrations().await?;
     records.retain(|record| record.domain() == domain.uuid() && record.side() == Side::Source);
     Ok(records)
@@ -325,8 +325,8 @@ async fn leave(
     options.check()?;
     let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());
     context.refuse_unreadable(uuid).await?;
-    let journal: Arc<dyn Journal> = op.domain().0.context.journal.clone();
-    let mut plan = Plan::new(op.domain().uuid()).migration(migration);
+    let journal: Arc<dyn Journal> = context.journal.clone();
+    let mut plan = Plan::new(uuid).migration(migration);
     if let Some(there) = &options.there {
         plan = plan.peer(there.clone());
     }

@@ -2,10 +2,11 @@
 
 use job_core::JobKind;
 use monitor_qmp::command;
-use remote_migrate::{Owner, Record, Side};
+use remote_migrate::Owner;
 
 use crate::domain::Domain;
 use crate::error::{Cause, Error, ErrorKind};
+use crate::ops::migrate::left;
 use crate::ops::start::refuse_if_moved;
 use crate::ops::{Call, Deadline, Op};
 
@@ -98,13 +99,11 @@ impl Domain {
 
 /// From then on it is not known who has it, or somebody else does.
 async fn refuse_if_offered(domain: &Domain) -> Result<(), Error> {
-    let records = domain.0.context.migrations().await?;
-    let is_offered = |record: &&Record| {
-        record.domain() == domain.uuid()
-            && record.side() == Side::Source
-            && record.owner() != Owner::Source
-    };
-    match records.iter().find(is_offered) {
+    let records = left(domain).await?;
+    match records
+        .iter()
+        .find(|record| record.owner() != Owner::Source)
+    {
         None => Ok(()),
         Some(record) => {
             let (migration, owner) = (record.migration(), record.owner());

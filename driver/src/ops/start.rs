@@ -257,6 +257,21 @@ pub(crate) async fn run(op: &mut AsyncOp, live: &Arc<Live>, is_run: bool) -> Res
     Ok(())
 }
 
+/// Lets a guest run whose memory is not all here. What QEMU is asked once it runs it may answer only when the memory has come.
+pub(crate) async fn run_in_halves(
+    op: &mut AsyncOp,
+    live: &Arc<Live>,
+    is_run: bool,
+) -> Result<(), Error> {
+    if is_run {
+        op.monitor().await?.execute(command::Cont).await?;
+    }
+    op.domain().0.tell(What::Started {
+        generation: live.generation,
+    });
+    Ok(())
+}
+
 /// Where the sockets of a domain's QEMU are.
 pub(crate) struct Sockets {
     pub(crate) monitor: PathBuf,

@@ -69,7 +69,7 @@ impl SourceHost for Leaving<'_> {
         op.note_work(Work::MigrationOut)
             .await
             .map_err(HostError::new)?;
-        // A pause that comes from here on is not seen by the look that follows.
+        // A pause that came before is seen by the look that follows, and one that comes later may not be.
         if let Some(live) = op.live() {
             live.note_pause(false);
         }

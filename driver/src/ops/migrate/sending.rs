@@ -354,8 +354,7 @@ async fn connect(
 fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer> {
     let transfer = transfer(info)?;
     meter.report(transfer);
-    let moved = transfer.total.saturating_sub(transfer.remaining);
-    op.report(moved, transfer.total);
+    op.report(transfer.moved(), transfer.total);
     Some(transfer)
 }
 

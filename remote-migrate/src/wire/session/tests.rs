@@ -95,6 +95,20 @@ const UNDERWAY: Underway = Underway {
     },
 };
 
+/// The last of what it has to say.
+fn last_of(session: &mut Session) -> Option<Message> {
+    std::iter::from_fn(|| session.outgoing()).last()
+}
+
+/// A greeting of one that knows all that this version does, or all but that.
+fn hello_with(feature: &str, knows: bool) -> Message {
+    let mut hello = terms(1).hello;
+    if !knows {
+        hello.features.remove(feature);
+    }
+    Message::Hello(hello)
+}
+
 fn fault() -> Message {
     Message::Fault(Fault {
         kind: FaultKind::Internal,
@@ -259,7 +273,7 @@ fn a_feature_is_used_only_if_both_sides_name_it() {
         assert_eq!(session.agreed().unwrap().features.contains(CLOCK), shown);
         assert!(!session.agreed().unwrap().features.contains("teleport"));
         session.message(ping(1), at(0)).unwrap();
-        let pong = std::iter::from_fn(|| session.outgoing()).last();
+        let pong = last_of(&mut session);
         let clock = shown.then_some(0);
         assert_eq!(pong, Some(Message::Pong { id: 1, clock }));
     }
@@ -272,19 +286,13 @@ fn the_standstill_is_told_only_to_a_side_that_knows_of_it() {
         error: Duration::from_millis(1),
     };
     for knows in [true, false] {
-        let mut hello = terms(1).hello;
-        if !knows {
-            hello.features.remove(DOWNTIME);
-        }
-        let hello = Message::Hello(hello);
+        let hello = hello_with(DOWNTIME, knows);
         let mut asks = session(Role::Asks);
         asks.message(hello.clone(), at(0)).unwrap();
         let mut told = request(1);
         told.downtime = Some(downtime);
         asks.ask(told, Duration::from_millis(1)).unwrap();
-        let Some(Message::Request { request: sent, .. }) =
-            std::iter::from_fn(|| asks.outgoing()).last()
-        else {
+        let Some(Message::Request { request: sent, .. }) = last_of(&mut asks) else {
             panic!("no request");
         };
         assert_eq!(sent.downtime, knows.then_some(downtime));
@@ -295,9 +303,7 @@ fn the_standstill_is_told_only_to_a_side_that_knows_of_it() {
         let mut owned = reply(1, Epoch::FIRST);
         owned.resumed = Some(9);
         answers.answer(owned).unwrap();
-        let Some(Message::Answer { answer: sent, .. }) =
-            std::iter::from_fn(|| answers.outgoing()).last()
-        else {
+        let Some(Message::Answer { answer: sent, .. }) = last_of(&mut answers) else {
             panic!("no answer");
         };
         assert_eq!(sent.resumed, knows.then_some(9));
@@ -307,11 +313,7 @@ fn the_standstill_is_told_only_to_a_side_that_knows_of_it() {
 #[test]
 fn how_far_a_migration_is_is_told_by_the_next_ping_to_a_side_that_knows_of_it() {
     for knows in [true, false] {
-        let mut hello = terms(1).hello;
-        if !knows {
-            hello.features.remove(PROGRESS);
-        }
-        let hello = Message::Hello(hello);
+        let hello = hello_with(PROGRESS, knows);
         let mut asks = session(Role::Asks);
         asks.tell(UNDERWAY);
         asks.message(hello.clone(), at(0)).unwrap();
@@ -324,7 +326,7 @@ fn how_far_a_migration_is_is_told_by_the_next_ping_to_a_side_that_knows_of_it() 
         asks.message(Message::Pong { id: 1, clock: None }, at(0))
             .unwrap();
         asks.tick(at(1), None).unwrap();
-        let next = std::iter::from_fn(|| asks.outgoing()).last();
+        let next = last_of(&mut asks);
         assert_eq!(next, Some(ping(2)), "it is told once");
 
         // Whatever this side says it knows, the other one may say it all the same.
