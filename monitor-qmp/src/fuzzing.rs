@@ -3,7 +3,10 @@
 //! The fuzz targets in `tests/fuzz` call these, and so do the tests below. Only they see this
 //! module: it is no part of the crate otherwise.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     error::Closed,
@@ -126,6 +129,10 @@ struct Run {
     submitted: u32,
     /// By id: who waits, and where the command is.
     calls: BTreeMap<u64, (u32, Is)>,
+    /// Those that wait to be sent out of band.
+    urgent: BTreeSet<u64>,
+    /// The last that was sent without an id.
+    unnamed: Option<u64>,
 }
 
 impl Run {
@@ -139,6 +146,8 @@ impl Run {
             heard: Heard::default(),
             submitted: 0,
             calls: BTreeMap::new(),
+            urgent: BTreeSet::new(),
+            unnamed: None,
         }
     }
 
@@ -155,7 +164,11 @@ impl Run {
             }
             5 => {
                 let id = self.calls.keys().nth_back(operand).copied().unwrap_or(7);
-                self.receive(format!("{{\"return\":{{}},\"id\":{id}}}\n").as_bytes());
+                if self.unnamed == Some(id) {
+                    self.receive(b"{\"return\":{}}\n");
+                } else {
+                    self.receive(format!("{{\"return\":{{}},\"id\":{id}}}\n").as_bytes());
+                }
             }
             6 => self.receive(b"{\"error\":{\"class\":\"GenericError\",\"desc\":\"\"}}\n"),
             _ => {
@@ -185,6 +198,9 @@ impl Run {
         let id = self.protocol.submit(order).expect("it is open");
         let before = self.calls.insert(id, (self.submitted, Is::Queued));
         assert!(before.is_none(), "the id {id} was used twice");
+        if oob {
+            self.urgent.insert(id);
+        }
         self.submitted += 1;
     }
 
@@ -194,7 +210,19 @@ impl Run {
             return;
         }
         let sent: serde_json::Value = serde_json::from_slice(&out).expect("a request is JSON");
-        let id = sent["id"].as_u64().expect("a request has an id");
+        let id = match sent.get("id") {
+            Some(id) => id.as_u64().expect("an id is a number"),
+            // One that the protocol asks on its own.
+            None if sent["execute"] != "stop" => return,
+            None => {
+                let mut calls = self.calls.iter();
+                let first =
+                    calls.find(|(id, (_, is))| *is == Is::Queued && !self.urgent.contains(id));
+                let (&id, _) = first.expect("only what was submitted is sent");
+                self.unnamed = Some(id);
+                id
+            }
+        };
         if let Some((_, is)) = self.calls.get_mut(&id) {
             assert_eq!(
                 *is,
@@ -245,7 +273,12 @@ impl Run {
                 let call = self.calls.iter_mut().find(|(_, (of, _))| *of == waiter);
                 let (own, (_, is)) = call.expect("whoever is reached has called");
                 assert_eq!(*is, Is::Sent, "{waiter} was answered out of turn");
-                assert!(id == Id::Number(*own) || (id == Id::Missing && refused));
+                let fits = match id {
+                    Id::Number(id) => id == *own && self.unnamed != Some(id),
+                    Id::Missing => refused || self.unnamed == Some(*own),
+                    Id::Foreign => false,
+                };
+                assert!(fits, "{waiter} was answered by {id:?}");
                 *is = Is::Over;
                 self.heard.answered += 1;
             }

@@ -142,11 +142,13 @@ pub(crate) fn begin<A: Serialize + ?Sized>(
     Ok(line)
 }
 
-/// Appends `line` with its id. No line end: QEMU's parser needs none, and it would cost a byte.
-pub(crate) fn finish(line: &[u8], id: u64, out: &mut Vec<u8>) {
+/// Appends `line` with its id, if it needs one. No line end: QEMU's parser needs none, and it would cost a byte.
+pub(crate) fn finish(line: &[u8], id: Option<u64>, out: &mut Vec<u8>) {
     out.extend_from_slice(line);
-    out.extend_from_slice(b",\"id\":");
-    serde_json::to_writer(&mut *out, &id).expect("a number always becomes JSON");
+    if let Some(id) = id {
+        out.extend_from_slice(b",\"id\":");
+        serde_json::to_writer(&mut *out, &id).expect("a number always becomes JSON");
+    }
     out.push(b'}');
 }
 
@@ -158,7 +160,8 @@ mod tests {
 
     fn request(name: &str, lane: Lane, arguments: Value) -> String {
         let mut out = Vec::new();
-        finish(&begin(name, lane, Some(&arguments)).unwrap(), 7, &mut out);
+        let line = begin(name, lane, Some(&arguments)).unwrap();
+        finish(&line, Some(7), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -171,6 +174,10 @@ mod tests {
             request("yank", Lane::OutOfBand, json!({"instances": []})),
             r#"{"exec-oob":"yank","arguments":{"instances":[]},"id":7}"#
         );
+        let mut alone = Vec::new();
+        let line = begin("stop", Lane::InBand, None::<&()>).unwrap();
+        finish(&line, None, &mut alone);
+        assert_eq!(alone, br#"{"execute":"stop"}"#);
     }
 
     #[test]

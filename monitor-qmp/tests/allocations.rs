@@ -114,9 +114,13 @@ fn answering() -> std::os::unix::net::UnixStream {
             let mut request = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut request).await {
                 let text = std::str::from_utf8(&request[..count]).unwrap();
-                let id = text.rsplit(':').next().unwrap().trim_end_matches('}');
+                let id = text
+                    .rsplit_once("\"id\":")
+                    .map_or_else(String::new, |(_, id)| {
+                        format!(", \"id\": {}", id.trim_end_matches('}'))
+                    });
                 let reply = format!(
-                    "{{\"return\": {{\"status\": \"running\", \"running\": true}}, \"id\": {id}}}\r\n"
+                    "{{\"return\": {{\"status\": \"running\", \"running\": true}}{id}}}\r\n"
                 );
                 stream.write_all(reply.as_bytes()).await.unwrap();
             }

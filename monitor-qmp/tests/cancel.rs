@@ -98,7 +98,7 @@ async fn drop_calls_at_every_poll() {
             .unwrap();
         let mut polls = 0;
         loop {
-            let call = monitor.execute(Echo { n: 1_000_000 }, soon());
+            let call = monitor.execute(Echo { n: 1 << 60 }, soon());
             // A second caller, so that what is dropped lies between others.
             let (dropped, kept) = tokio::join!(
                 drop_after(polls, call),

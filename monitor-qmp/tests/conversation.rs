@@ -84,15 +84,31 @@ async fn replies_reach_their_own_callers_in_any_order() {
 }
 
 #[tokio::test]
-async fn requests_are_short_and_ids_begin_at_one() {
+async fn requests_are_short_and_only_the_first_of_several_goes_without_an_id() {
     let (monitor, mut qemu) = scripted().await;
-    let (_, asked) = tokio::join!(monitor.execute(QueryStatus, soon()), async {
-        let asked = qemu.expect("query-status").await;
-        qemu.reply(&asked, json!({"running": true, "status": "running"}))
-            .await;
-        asked
+    let ask = || monitor.execute(QueryStatus, soon());
+    let (first, second, texts) = tokio::join!(ask(), ask(), async {
+        let mut texts = Vec::new();
+        let asked = [
+            qemu.expect("query-status").await,
+            qemu.expect("query-status").await,
+        ];
+        for (asked, is_running) in asked.iter().zip([true, false]) {
+            let status = if is_running { "running" } else { "paused" };
+            let value = json!({"running": is_running, "status": status});
+            qemu.reply(asked, value).await;
+            texts.push(asked.text.clone());
+        }
+        texts
     });
-    assert_eq!(asked.text, r#"{"execute":"query-status","id":1}"#);
+    assert_eq!(
+        texts,
+        [
+            r#"{"execute":"query-status"}"#,
+            r#"{"execute":"query-status","id":2}"#
+        ]
+    );
+    assert!(first.unwrap().running && !second.unwrap().running);
 }
 
 #[tokio::test]
@@ -143,9 +159,13 @@ async fn a_late_reply_to_a_former_client_answers_nobody() {
         let asked = qemu.expect("qmp_capabilities").await;
         qemu.send(&json!({"return": {"former": true}, "id": 1}))
             .await;
+        // It may have been asked without an id.
+        qemu.send(&json!({"return": {"former": true}})).await;
+        qemu.error_without_id("GenericError", "of the former").await;
         qemu.reply(&asked, json!({})).await;
     });
-    assert_eq!(monitor.unwrap().counters().unknown, 1);
+    let counters = monitor.unwrap().counters();
+    assert_eq!((counters.unknown, counters.unattributed), (2, 1));
 }
 
 #[tokio::test]
@@ -478,15 +498,40 @@ async fn an_error_without_id_belongs_to_the_one_command_in_flight() {
 }
 
 #[tokio::test]
-async fn an_error_without_id_fails_all_in_flight_and_is_settled_by_a_fence() {
+async fn an_error_without_id_belongs_to_the_one_that_was_sent_without() {
     let (monitor, mut qemu) = scripted().await;
     let both = async { tokio::join!(monitor.execute(Stop, soon()), monitor.execute(Cont, soon())) };
-    let ((stop, cont), asked) = tokio::join!(both, async {
+    let ((stop, cont), ()) = tokio::join!(both, async {
+        qemu.expect("stop").await;
+        let asked = qemu.expect("cont").await;
+        qemu.error_without_id("GenericError", "not now").await;
+        qemu.reply(&asked, json!({})).await;
+    });
+    assert_eq!(stop.unwrap_err().effect(), Effect::Refused);
+    cont.unwrap();
+    assert_eq!(monitor.counters().unattributed, 0);
+}
+
+#[tokio::test]
+async fn an_error_without_id_fails_all_in_flight_and_is_settled_by_a_fence() {
+    let (monitor, mut qemu) = scripted().await;
+    let all = async {
+        tokio::join!(
+            monitor.execute(QueryUuid, soon()),
+            monitor.execute(Stop, soon()),
+            monitor.execute(Cont, soon())
+        )
+    };
+    let ((first, stop, cont), asked) = tokio::join!(all, async {
+        // The one without an id is over when the error comes.
+        let first = qemu.expect("query-uuid").await;
         let asked = qemu.expect("stop").await;
         qemu.expect("cont").await;
+        qemu.reply(&first, json!({"UUID": "u"})).await;
         qemu.error_without_id("GenericError", "which?").await;
         asked
     });
+    first.unwrap();
     for outcome in [stop, cont] {
         let error = outcome.unwrap_err();
         assert_eq!(

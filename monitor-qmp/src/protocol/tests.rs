@@ -73,7 +73,7 @@ fn a_probe_is_asked_once_and_ended_by_any_word() {
     assert_eq!(protocol.health(), Health::Unresponsive);
     protocol.heard();
     assert_eq!(protocol.health(), Health::Busy);
-    assert_eq!(protocol.reply(Id::Number(id), false), Addressee::Nobody);
+    assert_eq!(protocol.reply(Id::Missing, false), Addressee::Nobody);
     assert_eq!(protocol.health(), Health::Ok);
     protocol.probe_ended(1);
     assert_eq!(
@@ -99,7 +99,60 @@ fn a_message_with_descriptors_is_given_alone() {
     let mut out = Vec::new();
     assert!(protocol.next_message(&mut out, false).is_none());
     assert_eq!(protocol.next_message(&mut out, true).unwrap().len(), 2);
-    assert_eq!(out, br#"{"execute":"x","id":1}"#);
+    assert_eq!(out, br#"{"execute":"x"}"#);
+}
+
+#[test]
+fn only_what_is_sent_alone_goes_without_an_id() {
+    let mut protocol = negotiated(true);
+    let send = |protocol: &mut Subject, waiter, lane| {
+        protocol.submit(order(waiter, lane, 0)).unwrap();
+        let mut out = Vec::new();
+        protocol.next_message(&mut out, true).unwrap();
+        let sent: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        sent.get("id").and_then(serde_json::Value::as_u64)
+    };
+    assert_eq!(send(&mut protocol, 0, Lane::InBand), None);
+    // Its caller leaves, but QEMU has it: the next one must be told from it.
+    protocol.depart(1, false);
+    assert_eq!(send(&mut protocol, 1, Lane::InBand), Some(2));
+    assert_eq!(protocol.reply(Id::Missing, false), Addressee::Nobody);
+    assert_eq!(protocol.counters.late, 1);
+    assert_eq!(protocol.reply(Id::Missing, false), Addressee::Nobody);
+    assert_eq!(protocol.counters.unknown, 1, "it was answered before");
+    assert_eq!(protocol.reply(Id::Number(2), false), Addressee::One(1));
+    // Out of band there is no order to go by.
+    assert_eq!(send(&mut protocol, 2, Lane::OutOfBand), Some(3));
+    assert_eq!(send(&mut protocol, 3, Lane::InBand), Some(4));
+    assert_eq!(protocol.reply(Id::Number(4), false), Addressee::One(3));
+    assert_eq!(protocol.reply(Id::Number(3), false), Addressee::One(2));
+    assert_eq!(send(&mut protocol, 4, Lane::InBand), None);
+    assert_eq!(
+        protocol.reply(Id::Number(5), false),
+        Addressee::Nobody,
+        "it was not sent by that name"
+    );
+    // Its own error, whatever else is in flight.
+    assert_eq!(send(&mut protocol, 5, Lane::InBand), Some(6));
+    assert_eq!(protocol.reply(Id::Missing, true), Addressee::One(4));
+    assert_eq!(protocol.reply(Id::Number(6), false), Addressee::One(5));
+}
+
+#[test]
+fn nothing_without_an_id_answers_the_negotiation() {
+    let mut protocol = Subject::new(1 << 40);
+    protocol.submit(order(0, Lane::InBand, 0)).unwrap();
+    let mut out = Vec::new();
+    protocol.next_message(&mut out, true).unwrap();
+    assert_eq!(out, br#"{"execute":"x","id":1099511627776}"#);
+    // What a daemon that died has asked is answered into the next connection.
+    for refused in [false, true] {
+        assert_eq!(protocol.reply(Id::Missing, refused), Addressee::Nobody);
+    }
+    assert_eq!(
+        protocol.reply(Id::Number(1 << 40), false),
+        Addressee::One(0)
+    );
 }
 
 #[test]
@@ -142,6 +195,40 @@ enum Is {
     Over,
 }
 
+/// What QEMU has and did not answer.
+struct Asked {
+    id: u64,
+    named: bool,
+    in_band: bool,
+    has_fds: bool,
+}
+
+impl Asked {
+    /// What its reply goes by.
+    fn goes_by(&self) -> Id {
+        if self.named {
+            Id::Number(self.id)
+        } else {
+            Id::Missing
+        }
+    }
+
+    /// Sends what may be sent next.
+    fn next(protocol: &mut Subject) -> Option<Self> {
+        let mut out = Vec::new();
+        let fds = protocol.next_message(&mut out, true)?;
+        let sent: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let known = protocol.in_flight.last().unwrap().id;
+        let named = sent.get("id").map(|sent| assert_eq!(sent, known)).is_some();
+        Some(Self {
+            id: known,
+            named,
+            in_band: sent.get("execute").is_some(),
+            has_fds: !fds.is_empty(),
+        })
+    }
+}
+
 proptest! {
     #[test]
     fn every_caller_gets_its_own_answer_or_none(
@@ -150,8 +237,8 @@ proptest! {
     ) {
         let mut protocol = negotiated(oob);
         let mut model: BTreeMap<u64, (u32, Is)> = BTreeMap::new();
-        // What QEMU has and did not answer, in the order of sending: id, in band, descriptors.
-        let mut qemu: Vec<(u64, bool, bool)> = Vec::new();
+        // In the order of sending.
+        let mut qemu: Vec<Asked> = Vec::new();
         let mut number = 0;
         for step in steps {
             match step {
@@ -162,19 +249,18 @@ proptest! {
                     number += 1;
                 }
                 Step::Send => {
-                    let mut out = Vec::new();
-                    if let Some(fds) = protocol.next_message(&mut out, true) {
-                        let sent: serde_json::Value = serde_json::from_slice(&out).unwrap();
-                        let id = sent["id"].as_u64().unwrap();
-                        qemu.push((id, sent.get("execute").is_some(), !fds.is_empty()));
-                        if let Some((_, is)) = model.get_mut(&id) {
+                    if let Some(asked) = Asked::next(&mut protocol) {
+                        // What has no id is told by being the first.
+                        prop_assert!(asked.named || (asked.in_band && qemu.is_empty()));
+                        if let Some((_, is)) = model.get_mut(&asked.id) {
                             prop_assert_eq!(*is, Is::Queued);
                             *is = Is::Sent;
                         }
+                        qemu.push(asked);
                     }
-                    let in_band = qemu.iter().filter(|(_, in_band, _)| *in_band).count();
+                    let in_band = qemu.iter().filter(|asked| asked.in_band).count();
                     prop_assert!(in_band <= WINDOW - usize::from(oob));
-                    prop_assert!(qemu.iter().filter(|(_, _, fds)| *fds).count() <= 1);
+                    prop_assert!(qemu.iter().filter(|asked| asked.has_fds).count() <= 1);
                 }
                 Step::Depart { who, overdue } => {
                     let ids: Vec<u64> = model.keys().copied().collect();
@@ -192,12 +278,12 @@ proptest! {
                 Step::Reply { to, refused } => {
                     // In band in order and after what came before out of band; so does QEMU.
                     let ready: Vec<usize> =
-                        (0..qemu.len()).filter(|at| *at == 0 || !qemu[*at].1).collect();
+                        (0..qemu.len()).filter(|at| *at == 0 || !qemu[*at].in_band).collect();
                     if ready.is_empty() { continue }
-                    let (id, ..) = qemu.remove(*to.get(&ready));
+                    let asked = qemu.remove(*to.get(&ready));
                     protocol.heard();
-                    let reached = protocol.reply(Id::Number(id), refused);
-                    match model.get_mut(&id) {
+                    let reached = protocol.reply(asked.goes_by(), refused);
+                    match model.get_mut(&asked.id) {
                         Some((waiter, is @ Is::Sent)) => {
                             prop_assert_eq!(reached, Addressee::One(*waiter));
                             *is = Is::Over;
@@ -206,18 +292,19 @@ proptest! {
                     }
                 }
                 Step::ReplyToUnknown(id) => {
-                    if !model.contains_key(&id) && qemu.iter().all(|(sent, ..)| *sent != id) {
+                    if !model.contains_key(&id) && qemu.iter().all(|asked| asked.id != id) {
                         prop_assert_eq!(protocol.reply(Id::Number(id), false), Addressee::Nobody);
                     }
                 }
                 Step::ErrorWithoutId => {
                     // QEMU says it in place of the answer to what it read first.
                     if qemu.is_empty() { continue }
-                    qemu.remove(0);
+                    let first = qemu.remove(0);
+                    let concerned = |id: &u64, is: &Is| *is == Is::Sent && (first.named || *id == first.id);
                     let waiting: Vec<u32> = model
-                        .values()
-                        .filter(|(_, is)| *is == Is::Sent)
-                        .map(|(waiter, _)| *waiter)
+                        .iter()
+                        .filter(|(id, (_, is))| concerned(id, is))
+                        .map(|(_, (waiter, _))| *waiter)
                         .collect();
                     let mut reached = match protocol.reply(Id::Missing, true) {
                         Addressee::One(one) => vec![one],
@@ -226,8 +313,8 @@ proptest! {
                     };
                     reached.sort_unstable();
                     prop_assert_eq!(reached, waiting);
-                    for (_, is) in model.values_mut() {
-                        if *is == Is::Sent { *is = Is::Over }
+                    for (id, (_, is)) in &mut model {
+                        if concerned(id, is) { *is = Is::Over }
                     }
                 }
             }
@@ -250,14 +337,11 @@ proptest! {
         steps in prop::collection::vec(step(), 0..100),
     ) {
         let mut protocol = negotiated(true);
-        let mut qemu: VecDeque<u64> = VecDeque::new();
+        let mut qemu: VecDeque<Asked> = VecDeque::new();
         let mut ids = Vec::new();
-        let deliver = |protocol: &mut Subject, qemu: &mut VecDeque<u64>| {
-            let mut out = Vec::new();
-            while protocol.next_message(&mut out, true).is_some() {
-                let sent: serde_json::Value = serde_json::from_slice(&out).unwrap();
-                qemu.push_back(sent["id"].as_u64().unwrap());
-                out.clear();
+        let deliver = |protocol: &mut Subject, qemu: &mut VecDeque<Asked>| {
+            while let Some(asked) = Asked::next(protocol) {
+                qemu.push_back(asked);
             }
         };
         for step in steps {
@@ -268,9 +352,9 @@ proptest! {
                 }
                 Step::Send => deliver(&mut protocol, &mut qemu),
                 Step::Reply { refused, .. } => {
-                    if let Some(id) = qemu.pop_front() {
+                    if let Some(asked) = qemu.pop_front() {
                         protocol.heard();
-                        protocol.reply(Id::Number(id), refused);
+                        protocol.reply(asked.goes_by(), refused);
                     }
                 }
                 Step::ErrorWithoutId => {
@@ -290,9 +374,9 @@ proptest! {
         }
         loop {
             deliver(&mut protocol, &mut qemu);
-            let Some(id) = qemu.pop_front() else { break };
+            let Some(asked) = qemu.pop_front() else { break };
             protocol.heard();
-            protocol.reply(Id::Number(id), false);
+            protocol.reply(asked.goes_by(), false);
         }
         prop_assert_eq!(protocol.orphans(), 0);
         prop_assert_eq!(protocol.health(), Health::Ok);
