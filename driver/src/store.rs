@@ -5,11 +5,13 @@
 //!  RUN_DIR/attached/UUID.json         Shelf::Attached     of those that another tool started; neither
 //!  STATE_DIR/domains/UUID.json        Shelf::Definitions  flushed to the disk before `put` returns
 //!  STATE_DIR/migrations/ID-SIDE-UUID.json
-//!                                     Shelf::Migrations   flushed, too
+//!                                     Shelf::Migrations   flushed, too; a history, since guests stand still meanwhile
 //! ```
 //!
 //! Knows no record's meaning ([`records`](crate::records) does). [`StateStore`] is the seam for daemons that keep state
 //! in a database.
+
+mod history;
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -43,6 +45,11 @@ impl Shelf {
             Self::Definitions => "domains",
             Self::Migrations => "migrations",
         }
+    }
+
+    /// Whether a guest may stand still while a record is written.
+    const fn is_urgent(self) -> bool {
+        matches!(self, Self::Migrations)
     }
 
     /// Whether a record must survive a loss of power.
@@ -137,16 +144,8 @@ impl FileStore {
         self.folder(shelf).join(format!("{key}.json"))
     }
 
-    fn flush_folder(&self, shelf: Shelf) -> io::Result<()> {
-        if shelf.is_durable() {
-            File::open(self.folder(shelf))?.sync_all()?;
-        }
-        Ok(())
-    }
-}
-
-impl StateStore for FileStore {
-    fn put(&self, shelf: Shelf, key: &str, record: &[u8]) -> io::Result<()> {
+    /// Puts `text` in the place of what was under that key.
+    fn replace(&self, shelf: Shelf, key: &str, text: &[u8]) -> io::Result<()> {
         let new = self.folder(shelf).join(format!(".{key}.new"));
         let mut file = OpenOptions::new()
             .write(true)
@@ -154,7 +153,10 @@ impl StateStore for FileStore {
             .truncate(true)
             .mode(0o600)
             .open(&new)?;
-        let written = file.write_all(record).and_then(|()| {
+        let written = file.write_all(text).and_then(|()| {
+            if shelf.is_urgent() {
+                history::reserve(&file)?;
+            }
             if shelf.is_durable() {
                 file.sync_all()?;
             }
@@ -168,17 +170,46 @@ impl StateStore for FileStore {
         self.flush_folder(shelf)
     }
 
+    fn flush_folder(&self, shelf: Shelf) -> io::Result<()> {
+        if shelf.is_durable() {
+            File::open(self.folder(shelf))?.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+impl StateStore for FileStore {
+    fn put(&self, shelf: Shelf, key: &str, record: &[u8]) -> io::Result<()> {
+        if shelf.is_urgent() {
+            if history::add(&self.path(shelf, key), record)? {
+                return Ok(());
+            }
+            return self.replace(shelf, key, &history::of(record)?);
+        }
+        self.replace(shelf, key, record)
+    }
+
     fn list(&self, shelf: Shelf) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.folder(shelf))? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             // What begins with a dot was being written when a daemon ended: its predecessor counts.
-            if let Some(key) = name
+            let Some(key) = name
                 .strip_suffix(".json")
                 .filter(|key| !key.starts_with('.'))
+            else {
+                continue;
+            };
+            let mut read = fs::read(&path);
+            if let Ok(text) = &mut read
+                && shelf.is_urgent()
             {
-                found.push((key.to_owned(), fs::read(&path)));
+                *text = history::last(text).to_vec();
+            }
+            // One that was forgotten since the folder was read is none.
+            if read.as_ref().err().map(io::Error::kind) != Some(io::ErrorKind::NotFound) {
+                found.push((key.to_owned(), read));
             }
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -257,6 +288,12 @@ mod tests {
         found.into_iter().map(|(key, _)| key).collect()
     }
 
+    fn newest(store: &dyn StateStore, shelf: Shelf) -> Vec<u8> {
+        let mut found = store.list(shelf).unwrap();
+        assert_eq!(found.len(), 1);
+        found.remove(0).1.unwrap()
+    }
+
     #[test]
     fn a_record_is_replaced_found_and_forgotten() {
         let (_dir, files) = store();
@@ -281,6 +318,22 @@ mod tests {
         let folder = dir.path().join("run/records");
         fs::write(folder.join(".a.new"), b"{\"for").unwrap();
         assert_eq!(keys(&store, Shelf::Running), ["a"]);
+    }
+
+    #[test]
+    fn what_was_put_last_counts_on_every_shelf_also_after_an_earlier_release() {
+        let (_dir, store) = store();
+        for shelf in [Shelf::Definitions, Shelf::Migrations] {
+            // As earlier releases left it.
+            fs::write(store.path(shelf, "a"), b"{\n}\n").unwrap();
+            assert_eq!(newest(&store, shelf), b"{\n}\n");
+            for text in [&b"1"[..], b"{\n2}", b"3"] {
+                store.put(shelf, "a", text).unwrap();
+                assert_eq!(newest(&store, shelf), text);
+            }
+            store.remove(shelf, "a").unwrap();
+            assert!(keys(&store, shelf).is_empty());
+        }
     }
 
     #[test]

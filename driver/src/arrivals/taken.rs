@@ -38,15 +38,20 @@ impl Before {
 /// definition that is kept stays what its owner made of it, but for the files of the disks.
 pub(super) async fn taken(op: &AsyncOp) -> Result<(), Error> {
     let guest = as_it_runs(op.domain()).await?;
-    op.with_state(|records| {
+    let before = Before::of(op);
+    let is_news = op.with_state(|records| {
         records.moved_away = false;
         let kept = records.definition.take().filter(|_| records.persistent);
         records.definition = Some(match kept {
             Some(definition) => with_files_of(definition, &guest),
             None => guest,
         });
+        before.moved_away || before.definition != records.definition
     })?;
-    op.domain().0.store_definition().await?;
+    // The guest stands still meanwhile.
+    if is_news {
+        op.domain().0.store_definition().await?;
+    }
     Ok(op.domain().0.work_is_over().await?)
 }
 

@@ -16,7 +16,6 @@ use driver::{Domain, Door, Landing, MigrateOptions, Notice, StartOptions, Subscr
 use monitor_qmp::command::MigrationStatus;
 use monitor_qmp::{Event, QmpEvent};
 use remote_migrate::wire::{AllowList, Options, UnixDial, WirePeer};
-use serde_json::Value;
 use tokio::time::Instant as Clock;
 
 use crate::authority::Authority;
@@ -278,28 +277,22 @@ async fn begun(pair: &Pair) -> Moving {
 }
 
 /// The same question by the driver and over a second monitor, in turn, while memory moves.
-///
-/// A request of the driver's has an id, by which its answer is known. QEMU reads its monitor byte by byte, at about 5 µs
-/// each, so that an id has its price whoever sends it. The second monitor is asked without one, which is the floor of the
-/// bar, and once more with one, which tells that price.
 async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
     let mut raw = Raw::accept(&pair.raw, pair.pid());
     let moving = begun(pair).await;
     let domain = pair.domain.clone();
     // On a task, as in a daemon. The raw one blocks its thread, which is the least that it can cost.
     let asking = tokio::spawn(async move {
-        let (mut ours, mut floor, mut known) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..rounds {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
             let began = Instant::now();
             domain.query_status().await.expect("it answers");
             ours.push(began.elapsed());
             floor.push(raw.query_status());
-            // As long as the driver's: it has asked before.
-            known.push(raw.query_status_as(100 + round as u64));
         }
-        (ours, floor, known)
+        (ours, floor)
     });
-    let (mut ours, mut floor, mut known) = asking.await.expect("no panic");
+    let (mut ours, mut floor) = asking.await.expect("no panic");
     pair.domain.cancel_job("bench").expect("memory moves still");
     moving
         .await
@@ -307,14 +300,7 @@ async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
         .expect_err("it was cancelled");
     for (part, at) in [("p50", 0.5), ("p95", 0.95)] {
         let (took, least) = (quantile(&mut ours, at), quantile(&mut floor, at));
-        let least_known = quantile(&mut known, at);
         figures.put(&format!("query-raw-{part}"), ms(least), "ms", Bar::None);
-        figures.put(
-            &format!("query-raw-with-an-id-{part}"),
-            ms(least_known),
-            "ms",
-            Bar::None,
-        );
         figures.put(&format!("query-{part}"), ms(took), "ms", Bar::None);
         let ratio = took.as_secs_f64() / least.as_secs_f64();
         let bar = if part == "p50" {
@@ -323,9 +309,6 @@ async fn queries(figures: &mut Figures, rounds: usize, pair: &Pair) {
             Bar::None
         };
         figures.put(&format!("query-ratio-{part}"), ratio, "x", bar);
-        let ratio = took.as_secs_f64() / least_known.as_secs_f64();
-        let name = format!("query-ratio-with-an-id-{part}");
-        figures.put(&name, ratio, "x", Bar::None);
     }
 }
 
@@ -369,21 +352,5 @@ impl Raw {
         let began = Instant::now();
         self.ask("{\"execute\":\"query-status\"}\r\n");
         began.elapsed()
-    }
-
-    /// With an id, and the answer read as far as whoever wants it must: what it says, and whose it is.
-    fn query_status_as(&mut self, id: u64) -> Duration {
-        let began = Instant::now();
-        let request = format!("{{\"execute\":\"query-status\",\"id\":{id}}}");
-        self.input
-            .write_all(request.as_bytes())
-            .expect("it listens");
-        loop {
-            let said: Value = serde_json::from_str(&self.line()).expect("it speaks JSON");
-            if said["id"] == id {
-                assert_eq!(said["return"]["running"], true);
-                return began.elapsed();
-            }
-        }
     }
 }

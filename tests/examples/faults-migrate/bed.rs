@@ -152,8 +152,8 @@ impl Bed {
 
     /// The stage that the journal of that side stands at, if it has a record.
     pub(crate) fn stage(&self, side: Side) -> Option<String> {
-        let journal = self.hosts[side as usize].journal();
-        gate::stage(&fs::read(journal.first()?).ok()?)
+        let record = self.hosts[side as usize].record()?;
+        gate::stage(&record)
     }
 
     fn has_stopped(&self) -> bool {

@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use driver::{FileStore, Shelf, StateStore as _};
 use rustix::process::Signal;
 use uuid::Uuid;
 
@@ -241,6 +242,13 @@ impl Host {
     /// The files of the journal, which belong to nobody but migrations.
     pub(crate) fn journal(&self) -> Vec<PathBuf> {
         files(&self.dir.join("state/migrations"))
+    }
+
+    /// The first record of the journal, if there is one that can be read.
+    pub(crate) fn record(&self) -> Option<Vec<u8>> {
+        let store = FileStore::new(&self.dir.join("run"), &self.dir.join("state")).ok()?;
+        let found = store.list(Shelf::Migrations).ok()?;
+        found.into_iter().next()?.1.ok()
     }
 
     /// What of the guest is left when it is gone: records, sockets, logs.
