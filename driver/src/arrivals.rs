@@ -15,8 +15,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use job_core::AsyncKind;
 use remote_migrate::{
-    CopyState, DestinationHost, Downtime, Guest as Arriving, HostError, Load, Meter, MigrationId,
-    Prepared, Ran, Reason, RunState, Side, StartError, Step, Transfer,
+    CopyState, DestinationHost, Downtime, Echo, Estimate, Guest as Arriving, HostError, Load,
+    MigrationId, Prepared, Ran, Reason, RunState, Side, StartError, Step, Transfer,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -50,7 +50,7 @@ struct Arrival {
     orders: mpsc::Sender<Order>,
     live: OnceLock<Weak<Live>>,
     /// How its memory moves.
-    meter: Meter,
+    moves: Echo,
 }
 
 impl Arrivals {
@@ -114,9 +114,9 @@ impl Arrivals {
             is_new,
             orders,
             live: OnceLock::new(),
-            meter: Meter::arriving(),
+            moves: Echo::new(),
         });
-        let progress = arrival.meter.progress();
+        let progress = arrival.moves.progress();
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
             here.retain(|_, arrival| !arrival.is_over());
@@ -254,9 +254,9 @@ impl DestinationHost for Arrivals {
         }
     }
 
-    fn transferred(&self, migration: MigrationId, transfer: Transfer) {
+    fn transferred(&self, migration: MigrationId, transfer: Transfer, estimate: Estimate) {
         if let Some(arrival) = self.find(migration) {
-            arrival.meter.report(transfer);
+            arrival.moves.tell(transfer, estimate);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::{BeginError, Gone};
 use crate::held::{Held, wait};
 use crate::kind::{AgentKind, Kind, KindSet};
 use crate::label::Label;
-use crate::progress::Progress;
+use crate::progress::{Estimate, Progress};
 use crate::scheduler::Scheduler;
 use crate::slots::Want;
 use crate::snapshot::{AsyncRecord, Outcome};
@@ -329,9 +329,20 @@ impl AsyncJob {
 
     /// Tells how far the job is. Yields the picture if it is time to tell the world again: at most four times a second,
     /// and once complete.
+    ///
+    /// When it will be done is estimated by its mean rate, for as long as `done` does not fall back. A job that knows better
+    /// [says so](Self::report_estimated).
     #[must_use = "what it yields is due to be published"]
     pub fn report(&self, done: u64, total: u64) -> Option<Progress> {
-        self.0.shared.report(self.0.name, self.0.id, done, total)
+        let shared = &self.0.shared;
+        shared.report(self.0.name, self.0.id, (done, total), None)
+    }
+
+    /// As [`report`](Self::report), with an estimate of the job's own: from the first one on nothing is estimated here.
+    #[must_use = "what it yields is due to be published"]
+    pub fn report_estimated(&self, done: u64, total: u64, estimate: Estimate) -> Option<Progress> {
+        let shared = &self.0.shared;
+        shared.report(self.0.name, self.0.id, (done, total), Some(estimate))
     }
 
     /// What must be kept so that a restarted daemon can take the job up; nothing once the slot was taken from it.

@@ -118,7 +118,7 @@ pub use jobs::{Ask, Jobs};
 pub use kind::{AgentKind, AsyncKind, JobKind, Kind, KindSet};
 pub use label::Label;
 pub use overdue::Overdue;
-pub use progress::Progress;
+pub use progress::{Estimate, Progress};
 pub use scheduler::{Cleanup, Scheduler};
 pub use slots::Limits;
 pub use snapshot::{AsyncRecord, Finished, Held, Outcome, Snapshot, Waiting};

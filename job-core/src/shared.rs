@@ -302,14 +302,14 @@ impl Shared {
         self: &Arc<Self>,
         name: SlotName,
         id: u64,
-        done: u64,
-        total: u64,
+        counters: (u64, u64),
+        estimate: Option<crate::Estimate>,
     ) -> Option<crate::Progress> {
         let now = now();
         self.with(|ledger, _| {
             ledger
                 .told(name, id)
-                .and_then(|told| told.tracker.update(now, done, total))
+                .and_then(|told| told.tracker.update(now, counters, estimate))
         })
     }
 

@@ -4,10 +4,13 @@
 //! of return exclude each other here, under one short lock, so that the answer to a cancel is never a
 //! guess. Nothing here knows what a phase does.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    pace::{Estimate, Pace},
     phase::{Phase, TooLate},
     plan::Report,
     verdict::Ruling,
@@ -22,10 +25,14 @@ pub struct Transfer {
     pub remaining: u64,
     /// All the guest has.
     pub total: u64,
-    /// How often memory was gone over.
+    /// How often memory was gone over, with this time.
     pub pass: u64,
-    /// Bytes the guest dirties a second.
+    /// Bytes the guest dirties a second, as measured over the passes before; 0 in the first.
     pub dirty_rate: u64,
+    /// Whether the guest writes nothing more where it leaves: it is paused, or has gone on at the other side already
+    /// (post-copy). What is left only falls then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_still: bool,
 }
 
 impl Transfer {
@@ -33,6 +40,17 @@ impl Transfer {
     #[must_use]
     pub fn moved(&self) -> u64 {
         self.total.saturating_sub(self.remaining)
+    }
+
+    /// The same as a share of all memory, from 0 to 100; 0 while that is unknown. It rises through a pass, and falls back
+    /// as the next one begins, by what the guest has written meanwhile: to be shown with the [`pass`](Self::pass), and no
+    /// measure of the time that is left. That is [`Estimate::eta`].
+    #[must_use]
+    pub fn percent(&self) -> f64 {
+        if self.total == 0 {
+            return 0.0;
+        }
+        100.0 * (self.moved() as f64 / self.total as f64)
     }
 }
 
@@ -44,6 +62,18 @@ pub struct Progress {
     pub phase: Phase,
     /// The last report of the host.
     pub transfer: Transfer,
+    /// What follows from it and those before; nothing while no memory moves. On both sides it is the word of the source.
+    pub estimate: Estimate,
+}
+
+impl Progress {
+    fn at(phase: Phase) -> Self {
+        Self {
+            phase,
+            transfer: Transfer::default(),
+            estimate: Estimate::default(),
+        }
+    }
 }
 
 /// The control of one migration: progress out, cancel in. A clone controls the same migration.
@@ -83,10 +113,7 @@ impl Control {
     /// For a migration that has not begun.
     #[must_use]
     pub fn new() -> Self {
-        let progress = Progress {
-            phase: Phase::Begin,
-            transfer: Transfer::default(),
-        };
+        let progress = Progress::at(Phase::Begin);
         Self {
             state: watch::Sender::new(State::Open),
             progress: watch::Sender::new(progress),
@@ -169,14 +196,21 @@ impl Control {
         self.progress.subscribe()
     }
 
+    /// One step is over, and the next one is of this phase. What moves memory has it estimated anew.
     pub(crate) fn enter(&self, phase: Phase) {
-        self.progress
-            .send_if_modified(|progress| std::mem::replace(&mut progress.phase, phase) != phase);
+        self.progress.send_if_modified(|progress| {
+            let (was, estimate) = (progress.phase, Estimate::default());
+            progress.phase = phase;
+            let had = std::mem::replace(&mut progress.estimate, estimate);
+            was != phase || had != estimate
+        });
     }
 
     pub(crate) fn meter(&self) -> Meter {
         Meter {
             progress: self.progress.clone(),
+            began: Instant::now(),
+            pace: Arc::default(),
         }
     }
 
@@ -253,30 +287,58 @@ impl Control {
 #[derive(Clone, Debug)]
 pub struct Meter {
     progress: watch::Sender<Progress>,
+    began: Instant,
+    pace: Arc<Mutex<Pace>>,
 }
 
 impl Meter {
-    /// That of a guest which arrives, where it can be watched: how its memory moves is told by the other side.
+    /// Shows `transfer` to everybody who watches, with what follows from it, which is also handed back. Never waits; only
+    /// the last report is kept.
+    pub fn report(&self, transfer: Transfer) -> Estimate {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let estimate = pace.look(self.began.elapsed(), transfer);
+        self.progress.send_modify(|progress| {
+            progress.transfer = transfer;
+            progress.estimate = estimate;
+        });
+        estimate
+    }
+}
+
+/// How the memory of a guest moves that arrives, where it can be watched: told by the other side, and nothing is measured
+/// here.
+#[derive(Clone, Debug)]
+pub struct Echo {
+    progress: watch::Sender<Progress>,
+}
+
+impl Default for Echo {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Echo {
+    /// Of one of which nothing was told yet.
     #[must_use]
-    pub fn arriving() -> Self {
+    pub fn new() -> Self {
         Self {
-            progress: watch::Sender::new(Progress {
-                phase: Phase::Perform,
-                transfer: Transfer::default(),
-            }),
+            progress: watch::Sender::new(Progress::at(Phase::Perform)),
         }
     }
 
-    /// The last report, and every one from here on.
+    /// Where it stands now, and every change from here on.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 
-    /// Shows `transfer` to everybody who watches. Never waits; only the last report is kept.
-    pub fn report(&self, transfer: Transfer) {
-        self.progress
-            .send_modify(|progress| progress.transfer = transfer);
+    /// Shows what the other side told to everybody who watches. Never waits.
+    pub fn tell(&self, transfer: Transfer, estimate: Estimate) {
+        self.progress.send_modify(|progress| {
+            progress.transfer = transfer;
+            progress.estimate = estimate;
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use std::{convert::Infallible, error::Error as StdError, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    control::Control,
+    control::{Control, Progress},
     error::{Error, ErrorKind},
     host::{SourceHost, Step},
     journal::{Journal, Record, SourceRecord, SourceStage},
@@ -180,11 +180,14 @@ fn tell<'a>(
     async move {
         // The sender lives in the control, which lives as long as the drive.
         while progress.changed().await.is_ok() {
-            let transfer = progress.borrow_and_update().transfer;
+            let Progress {
+                transfer, estimate, ..
+            } = *progress.borrow_and_update();
             peer.tell(Underway {
                 migration,
                 epoch,
                 transfer,
+                estimate,
             });
         }
         std::future::pending().await

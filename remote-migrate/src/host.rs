@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     control::{Meter, Transfer},
     message::{CopyState, Downtime, Guest, Prepared, Ran},
+    pace::Estimate,
     phase::{Cookie, MigrationId, Reason, RunState},
     source::Outcome,
     verdict::GuestState,
@@ -242,8 +243,9 @@ pub trait DestinationHost: Send + Sync {
     /// unless the daemon was restarted since.
     fn moved(&self, _step: Step, _downtime: Option<Downtime>) {}
 
-    /// How far the memory of a guest that arrives is, by the word of the source. Must not wait.
-    fn transferred(&self, _migration: MigrationId, _transfer: Transfer) {}
+    /// How far the memory of a guest that arrives is, by the word of the source; an [`Echo`](crate::Echo) shows it
+    /// on. Must not wait.
+    fn transferred(&self, _migration: MigrationId, _transfer: Transfer, _estimate: Estimate) {}
 }
 
 /// How far the guest is loaded.

@@ -172,6 +172,7 @@ mod error;
 mod host;
 mod journal;
 mod message;
+mod pace;
 mod peer;
 mod phase;
 mod plan;
@@ -180,7 +181,7 @@ pub mod source;
 pub mod verdict;
 pub mod wire;
 
-pub use control::{Control, Meter, Progress, Transfer};
+pub use control::{Control, Echo, Meter, Progress, Transfer};
 pub use drive::{migrate, recover, resolve};
 pub use error::{Blame, Error, ErrorKind};
 pub use host::{Begun, DestinationHost, HostError, Load, SourceHost, StartError, Step};
@@ -191,6 +192,7 @@ pub use journal::{
 pub use message::{
     Answer, Call, CopyState, Downtime, Fate, Guest, Prepared, Ran, Reply, Request, Status, Underway,
 };
+pub use pace::{Estimate, Eta, Pace};
 pub use peer::{Effect, InProcess, Peer, PeerError, Service};
 pub use phase::{
     Cookie, CookieError, Epoch, MigrationId, Owner, Phase, Reason, RunState, Side, TooLate,

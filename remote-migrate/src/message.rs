@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     control::Transfer,
+    pace::Estimate,
     phase::{Cookie, Epoch, MigrationId, Owner, Phase, Reason, RunState, Side},
 };
 
@@ -44,6 +45,9 @@ pub struct Underway {
     pub epoch: Epoch,
     /// The last report of the source's host.
     pub transfer: Transfer,
+    /// What the source makes of it. One that does not know how to tells nothing.
+    #[serde(default)]
+    pub estimate: Estimate,
 }
 
 /// How long the guest stood still: from its stop at the source to its start at the destination, each by the clock of its own
@@ -209,4 +213,23 @@ pub enum Ran {
     Never,
     /// It did, or nothing is known.
     Maybe,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_source_tells_that_estimates_nothing_is_understood() {
+        let migration = MigrationId::random();
+        let told = serde_json::json!({
+            "migration": migration, "epoch": Epoch::FIRST,
+            "transfer": {"sent": 1, "remaining": 2, "total": 3, "pass": 4, "dirty_rate": 5},
+        });
+        let heard: Underway = serde_json::from_value(told).unwrap();
+        assert_eq!((heard.transfer.total, heard.transfer.is_still), (3, false));
+        assert_eq!(heard.estimate, Estimate::default());
+        let again = serde_json::to_string(&heard).unwrap();
+        assert_eq!(serde_json::from_str::<Underway>(&again).unwrap(), heard);
+    }
 }

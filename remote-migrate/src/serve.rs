@@ -216,7 +216,7 @@ impl Service for Destination {
 
     fn hear(&self, underway: Underway) {
         let host = &self.inner.host;
-        host.transferred(underway.migration, underway.transfer);
+        host.transferred(underway.migration, underway.transfer, underway.estimate);
     }
 }
 

@@ -96,6 +96,7 @@ tests! {
     a_guest_that_writes_faster_than_can_be_sent_stays_when_its_policy_says_so,
     a_guest_that_writes_faster_than_can_be_sent_arrives_once_it_may_stand_still_for_longer,
     a_guest_that_writes_faster_than_can_be_sent_arrives_by_post_copy,
+    a_guest_that_writes_faster_than_can_be_sent_shows_no_end_until_it_is_sent_faster,
     options_that_contradict_each_other_are_refused_before_anything_is_begun,
     a_source_that_is_back_settles_by_itself_what_it_left,
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,

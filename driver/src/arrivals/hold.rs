@@ -199,8 +199,8 @@ impl Held {
                     continue;
                 }
                 Ok(()) = progress.changed() => {
-                    let transfer = progress.borrow_and_update().transfer;
-                    self.op.report(transfer.moved(), transfer.total);
+                    let Progress { transfer, estimate, .. } = *progress.borrow_and_update();
+                    self.op.report_transfer(transfer, estimate);
                     continue;
                 }
                 () = all_there(&self.op), if self.is_in_halves => {

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use job_core::{AgentJob, AsyncJob, Guard, Job, JobKind, Label, Progress, Step, Steps, Stop};
+use job_core::{
+    AgentJob, AsyncJob, Estimate, Guard, Job, JobKind, Label, Progress, Step, Steps, Stop,
+};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
@@ -159,7 +161,20 @@ impl AsyncOp {
         reason = "those who follow the domain have been told"
     )]
     pub fn report(&self, done: u64, total: u64) -> Option<Progress> {
-        let progress = self.job.report(done, total)?;
+        self.tell(self.job.report(done, total))
+    }
+
+    /// The same, where the job itself estimates how fast it is and when it will be done.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "those who follow the domain have been told"
+    )]
+    pub fn report_estimated(&self, done: u64, total: u64, estimate: Estimate) -> Option<Progress> {
+        self.tell(self.job.report_estimated(done, total, estimate))
+    }
+
+    fn tell(&self, due: Option<Progress>) -> Option<Progress> {
+        let progress = due?;
         self.domain.0.tell(What::Progress {
             job: self.job.id(),
             progress,

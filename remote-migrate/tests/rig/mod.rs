@@ -11,9 +11,9 @@ use std::{
 use async_trait::async_trait;
 use remote_migrate::{
     Answer, Begun, Call, Control, Cookie, CopyState, Destination, DestinationHost, Epoch, Error,
-    ErrorKind, Guest, HostError, InProcess, Journal, JournalError, Limits, Load, MemoryJournal,
-    Meter, MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record, Report, Request,
-    RunState, Side, SourceHost, StartError, Step, Transfer,
+    ErrorKind, Estimate, Guest, HostError, InProcess, Journal, JournalError, Limits, Load,
+    MemoryJournal, Meter, MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record,
+    Report, Request, RunState, Side, SourceHost, StartError, Step, Transfer,
     source::Outcome,
     verdict::{GuestState, Ruling},
 };
@@ -272,7 +272,7 @@ impl DestinationHost for Stage {
         Ok(())
     }
 
-    fn transferred(&self, _migration: MigrationId, transfer: Transfer) {
+    fn transferred(&self, _migration: MigrationId, transfer: Transfer, _estimate: Estimate) {
         self.told.send_replace(transfer);
     }
 

@@ -352,22 +352,29 @@ async fn connect(
 }
 
 fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer> {
-    let transfer = transfer(info)?;
-    meter.report(transfer);
-    op.report(transfer.moved(), transfer.total);
+    let is_still = !op.domain().observed().run.is_running() || is_post_copy(info.status.as_ref());
+    let transfer = transfer(info, is_still)?;
+    let estimate = meter.report(transfer);
+    op.report_transfer(transfer, estimate);
     Some(transfer)
 }
 
 /// How far it is, if QEMU says so. At first, after a failure, and in the instant in which it says `completed`, its counters
 /// may be missing or read 0 (7.2): that is no progress, and none undone.
-fn transfer(info: &MigrationInfo) -> Option<Transfer> {
+fn transfer(info: &MigrationInfo, is_still: bool) -> Option<Transfer> {
     let ram = info.ram.as_ref().filter(|ram| ram.total > 0)?;
     Some(Transfer {
         sent: ram.transferred,
         remaining: ram.remaining,
         total: ram.total,
         pass: ram.dirty_sync_count,
-        dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
+        // In post-copy it goes on to say what the guest wrote before.
+        dirty_rate: if is_still {
+            0
+        } else {
+            ram.dirty_pages_rate.saturating_mul(ram.page_size)
+        },
+        is_still,
     })
 }
 
@@ -397,12 +404,12 @@ mod tests {
 
     use super::*;
 
-    fn told(ram: &serde_json::Value) -> Option<Transfer> {
+    fn told(ram: &serde_json::Value, is_still: bool) -> Option<Transfer> {
         let mut info = json!({"status": "completed"});
         if !ram.is_null() {
             info["ram"] = ram.clone();
         }
-        transfer(&from_value(info).expect("as QEMU says it"))
+        transfer(&from_value(info).expect("as QEMU says it"), is_still)
     }
 
     #[test]
@@ -415,9 +422,12 @@ mod tests {
                 "precopy-bytes": 0, "downtime-bytes": 0, "postcopy-bytes": 0, "dirty-sync-missed-zero-copy": 0,
             })
         };
-        assert_eq!(told(&json!(null)), None);
-        assert_eq!(told(&ram(0, 0)), None);
-        let moved = told(&ram(1 << 28, 1 << 20)).expect("it says how far it is");
+        assert_eq!(told(&json!(null), false), None);
+        assert_eq!(told(&ram(0, 0), false), None);
+        let told =
+            |is_still| told(&ram(1 << 28, 1 << 20), is_still).expect("it says how far it is");
+        let (moved, still) = (told(false), told(true));
         assert_eq!((moved.sent, moved.dirty_rate), (1 << 20, 3 * 4096));
+        assert_eq!((still.is_still, still.dirty_rate), (true, 0));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use job_core::JobKind;
 use monitor_qmp::command;
-use remote_migrate::{Control, MigrationId, Progress};
+use remote_migrate::{Control, Estimate, MigrationId, Progress, Transfer};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use super::sending::millis;
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::Cause;
-use crate::ops::Call;
+use crate::ops::{AsyncOp, Call};
 
 /// What is changed; what is none stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,7 +150,10 @@ impl Domain {
     }
 
     /// How the migration that is under way stands, from here or to here, and every change from here on; nothing if none is.
-    /// Its job reports the same, with a rate and the time left: [`What::Progress`](crate::What::Progress).
+    ///
+    /// [`Estimate::eta`] is the figure to lean on: when it will be there, or that it does not converge.
+    /// [`Transfer::percent`] is how much of the memory need not be sent any more; it falls back as a pass begins, so the
+    /// pass belongs beside it. Its job reports the same figures: [`What::Progress`](crate::What::Progress).
     ///
     /// Of a guest that arrives the other driver tells it in passing, each time it asks whether this one is there; one that
     /// does not know how to tells nothing.
@@ -158,6 +161,18 @@ impl Domain {
     pub fn migration_progress(&self) -> Option<watch::Receiver<Progress>> {
         let moves = &self.0.context.moves;
         moves.with(|all| Some(all.get(&self.uuid())?.progress.clone()))
+    }
+}
+
+impl AsyncOp {
+    /// Tells how far the memory of a guest is that leaves or arrives: to those who follow the domain the same as to those who
+    /// follow the migration.
+    pub(crate) fn report_transfer(&self, transfer: Transfer, estimate: Estimate) {
+        let estimate = job_core::Estimate {
+            rate: estimate.rate as f64,
+            eta: estimate.eta.left(),
+        };
+        self.report_estimated(transfer.moved(), transfer.total, estimate);
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     control::Transfer,
     message::{Call, Downtime, Reply},
+    pace::{Estimate, Eta},
     phase::Side,
     wire::message::{Fault, FaultKind},
 };
@@ -92,6 +93,12 @@ const UNDERWAY: Underway = Underway {
         total: 3,
         pass: 4,
         dirty_rate: 5,
+        is_still: true,
+    },
+    estimate: Estimate {
+        rate: 6,
+        pass_left: Some(Duration::from_secs(7)),
+        eta: Eta::In(Duration::from_secs(8)),
     },
 };
 
