@@ -60,6 +60,10 @@
 //! - A migration that a death or a broken link left open is settled by itself once the other daemon can be asked
 //!   ([`Builder::peers`]); until then it is named ([`Driver::migrations`]), and nothing follows from silence.
 //!
+//! How far a migration is can be watched on both sides ([`Domain::migration_progress`]): bytes, pass, rate and dirty rate, and
+//! when it will be over, which is not said of a guest that writes as fast as its memory is sent. The job's own progress tells
+//! the same. At the end [`What::Moved`] tells both sides how long the guest stood still, and how far that may be from the truth.
+//!
 //! ```text
 //!  RUN_DIR/lock                       one driver a directory
 //!  RUN_DIR/UUID/                      sockets and log of a guest that runs; `lock` is QEMU's own

@@ -60,6 +60,15 @@
 //! Only the destination's word that all is there ends the source's half: a source's QEMU says `completed`
 //! of what its destination never had.
 //!
+//! # How far it is
+//!
+//! Both sides can watch a [`Progress`]: the source by [`Control::progress`], the destination by an [`Echo`] of what the source
+//! tells in passing. Its [`Transfer`] holds the host's own counters: bytes, the pass, the dirty rate. Its [`Estimate`] holds what
+//! follows from them: the rate, and as [`Eta`] when it will be over, which has a time only while passes are seen to shrink.
+//! Lean on that; [`Transfer::percent`] falls back at each pass. How long the guest stood still is a [`Downtime`] at the end, by
+//! each host's own clock, with the error of what those are apart: in the [`Report`], and told to
+//! [`DestinationHost::moved`].
+//!
 //! # Example
 //!
 //! Two hosts that pretend, in one process:

@@ -19,9 +19,9 @@ use std::time::Duration;
 use driver::{
     Domain, Error, ErrorKind, MigrateOptions, Notice, Run, StartOptions, Subscription, Tuning, What,
 };
-use remote_migrate::{Downtime, InProcess, Owner, Report, Side};
+use remote_migrate::{Downtime, InProcess, Owner, Progress, Report, Side};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
@@ -134,6 +134,13 @@ async fn is_performing(domain: &Domain) -> bool {
         progress.is_some_and(|progress| progress.done > 0)
     };
     jobs_until(domain, 20 * SECOND, moved).await
+}
+
+/// What a side of a migration shows first that `is_it`.
+async fn seen(side: &Domain, is_it: impl FnMut(&Progress) -> bool) -> Progress {
+    let mut progress = side.migration_progress().expect("it is under way");
+    let seen = timeout(90 * SECOND, progress.wait_for(is_it)).await;
+    *seen.expect("it comes").expect("it goes on")
 }
 
 /// The guest counts past `more` further ticks, wherever it is, and in order.

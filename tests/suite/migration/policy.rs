@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use driver::{Domain, ErrorKind, MigrateOptions, Policy, Remedy, StartOptions, Tuning};
 use remote_migrate::{Eta, Owner, Progress};
-use tokio::time::timeout;
 
-use super::{SECOND, counts_on, is_performing, peer};
+use super::{SECOND, counts_on, is_performing, peer, seen};
 use crate::rig::{Rig, jobs_until};
 
 /// For ever, if nothing is done about it.
@@ -150,13 +149,6 @@ pub(super) async fn a_guest_that_writes_faster_than_can_be_sent_shows_no_end_unt
     let report = moving.await.expect("no panic").expect("it moves");
     assert_eq!(report.owner, Owner::Destination);
     counts_on(&rig, 1, 30 * SECOND).await;
-}
-
-/// What a side of a migration shows first that `is_it`.
-async fn seen(side: &Domain, is_it: impl FnMut(&Progress) -> bool) -> Progress {
-    let mut progress = side.migration_progress().expect("it is under way");
-    let seen = timeout(90 * SECOND, progress.wait_for(is_it)).await;
-    *seen.expect("it comes").expect("it goes on")
 }
 
 pub(super) async fn options_that_contradict_each_other_are_refused_before_anything_is_begun(

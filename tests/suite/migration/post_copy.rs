@@ -11,7 +11,7 @@ use remote_migrate::{Owner, Peer, Report};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::{SECOND, counts_on, is_performing, peer, slow};
+use super::{SECOND, counts_on, is_performing, peer, seen, slow};
 use crate::authority::Authority;
 use crate::rig::{Rig, boot, jobs_until};
 
@@ -93,6 +93,13 @@ pub(super) async fn a_guest_that_was_turned_to_post_copy_runs_there_and_cannot_b
     assert_eq!(error.kind(), ErrorKind::TooLate, "{error:#}");
     assert!(copy.observed().run.is_running());
     assert!(!moving.is_finished());
+    // Nothing is written any more that is to be sent.
+    for side in [&domain, &copy] {
+        seen(side, |now| {
+            now.transfer.is_still && now.estimate.eta.left().is_some()
+        })
+        .await;
+    }
     unlimited(&domain).await;
     arrives(&rig, &there, &domain, moving).await;
 }
