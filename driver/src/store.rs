@@ -154,9 +154,6 @@ impl FileStore {
             .mode(0o600)
             .open(&new)?;
         let written = file.write_all(text).and_then(|()| {
-            if shelf.is_urgent() {
-                history::reserve(&file)?;
-            }
             if shelf.is_durable() {
                 file.sync_all()?;
             }
