@@ -9,6 +9,7 @@ mod recover;
 mod taken;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::context::Context;
 use crate::domain::state::Run;
-use crate::domain::{Domain, Inner, Live, Records};
+use crate::domain::{Domain, Inner, Live, Records, Sight};
 use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::guest::Guest;
@@ -43,14 +44,34 @@ pub struct Arrivals {
     here: Mutex<HashMap<MigrationId, Arc<Arrival>>>,
 }
 
-/// One guest on its way, or arrived. Holds its QEMU weakly: this must not outlive the guest.
+/// One guest on its way, or arrived.
 struct Arrival {
     domain: Domain,
     is_new: bool,
     orders: mpsc::Sender<Order>,
-    live: OnceLock<Weak<Live>>,
+    trace: Arc<Trace>,
     /// How its memory moves.
     moves: Echo,
+}
+
+/// What the task that holds the job leaves for those who ask when it has ended.
+#[derive(Default)]
+struct Trace {
+    /// Its QEMU, weakly: this must not outlive the guest.
+    live: OnceLock<Weak<Live>>,
+    /// Whether it ended since all of the guest is here, and was let run if it should.
+    is_done: AtomicBool,
+}
+
+/// What became of the QEMU of a guest once the task that held its job has ended.
+enum Fate {
+    /// There was none.
+    Unmade,
+    Dead,
+    /// All of the guest is in it.
+    Arrived,
+    /// It was left to itself, or is out of sight: as by an earlier daemon.
+    Left,
 }
 
 impl Arrivals {
@@ -113,10 +134,10 @@ impl Arrivals {
             domain,
             is_new,
             orders,
-            live: OnceLock::new(),
+            trace: Arc::default(),
             moves: Echo::new(),
         });
-        let progress = arrival.moves.progress();
+        let (progress, trace) = (arrival.moves.progress(), arrival.trace.clone());
         {
             let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
             here.retain(|_, arrival| !arrival.is_over());
@@ -127,7 +148,7 @@ impl Arrivals {
             AsyncKind::MigrationIn.default_mask(),
         );
         self.context.tracker.spawn(async move {
-            let work = move |op: AsyncOp| hold(op, moving, told, progress, ready);
+            let work = move |op: AsyncOp| hold(op, moving, told, progress, trace, ready);
             let end = held
                 .run_async(
                     "arrive",
@@ -149,9 +170,7 @@ impl Arrivals {
         };
         let gone = |_| Cause::State("it is held, or the driver is shutting down".into());
         let prepared = timeout_at(step.deadline, prepared).await.map_err(late)?;
-        let (live, prepared) = prepared.map_err(gone)??;
-        // The only place that sets it.
-        let _first = arrival.live.set(Arc::downgrade(&live));
+        let prepared = prepared.map_err(gone)??;
         self.context.settling.arriving();
         Ok(prepared)
     }
@@ -167,27 +186,45 @@ impl Arrivals {
         {
             return looked;
         }
-        // The job has ended: it was started, or it is gone.
-        let Some(live) = arrival.live.get() else {
-            return Ok(CopyState::Gone(Ran::Never));
-        };
-        let live = live.upgrade();
-        let here = arrival.domain.0.live();
-        let is_here = live
-            .as_ref()
-            .is_some_and(|live| here.is_some_and(|here| Arc::ptr_eq(live, &here)));
-        Ok(match (is_here, live.is_some_and(|live| live.has_run())) {
-            (true, true) => CopyState::Started,
-            (true, false) => CopyState::Incoming,
-            (false, _) => CopyState::Gone(Ran::Maybe),
-        })
+        match arrival.fate() {
+            Fate::Unmade => Ok(CopyState::Gone(Ran::Never)),
+            Fate::Dead => Ok(CopyState::Gone(Ran::Maybe)),
+            Fate::Arrived => Ok(CopyState::Started),
+            Fate::Left => earlier::look(&self.context, step).await,
+        }
     }
 }
 
 impl Arrival {
     /// Whether its QEMU was there and is not any more.
     fn is_over(&self) -> bool {
-        self.orders.is_closed() && self.live.get().is_none_or(|live| live.strong_count() == 0)
+        let live = self.trace.live.get();
+        self.orders.is_closed() && live.is_none_or(|live| live.strong_count() == 0)
+    }
+
+    /// Its QEMU, if that is still there under the generation it had.
+    fn live(&self) -> Option<Arc<Live>> {
+        self.trace.live.get()?.upgrade()
+    }
+
+    /// To be asked once its task has ended.
+    fn fate(&self) -> Fate {
+        if self.trace.live.get().is_none() {
+            return Fate::Unmade;
+        }
+        let live = self.live();
+        let seen = match &live {
+            Some(live) => self
+                .domain
+                .0
+                .sight(live.process.as_deref(), live.generation),
+            None => self.domain.0.sight(None, 0),
+        };
+        match seen {
+            Ok(Sight::Dead) => Fate::Dead,
+            Ok(Sight::Here) if self.trace.is_done.load(Ordering::SeqCst) => Fate::Arrived,
+            Ok(Sight::Here) | Err(_) => Fate::Left,
+        }
     }
 }
 
@@ -234,17 +271,22 @@ impl DestinationHost for Arrivals {
             return started.map_err(StartError::may_have_run);
         };
         let (answer, started) = oneshot::channel();
-        let told = arrival.orders.send(Order::Start(run, answer)).await;
-        told.map_err(|_| StartError::never_ran("its QEMU is gone"))?;
-        match started.await {
-            Ok(started) => started,
-            Err(_) => Err(StartError::may_have_run("its task ended")),
+        if arrival.orders.send(Order::Start(run, answer)).await.is_ok() {
+            let started = started.await;
+            return started.unwrap_or_else(|_| Err(StartError::may_have_run("its task ended")));
+        }
+        match arrival.fate() {
+            Fate::Unmade | Fate::Dead => Err(StartError::never_ran("its QEMU is gone")),
+            Fate::Arrived | Fate::Left => {
+                let started = earlier::start(&self.context, step, run).await;
+                started.map_err(StartError::may_have_run)
+            }
         }
     }
 
     fn resumed_at(&self, step: Step) -> Option<i64> {
         let arrival = self.find(step.migration)?;
-        arrival.live.get()?.upgrade()?.resumed_at()
+        arrival.live()?.resumed_at()
     }
 
     fn moved(&self, step: Step, downtime: Option<Downtime>) {
@@ -281,14 +323,20 @@ impl DestinationHost for Arrivals {
             let discarded = earlier::discard(&self.context, step).await;
             return discarded.map_err(HostError::new);
         };
-        // A task that has ended took its QEMU with it, or never had one.
         let _told = arrival.orders.send(Order::Discard).await;
-        if let Some(live) = arrival.live.get().and_then(Weak::upgrade) {
+        arrival.orders.closed().await;
+        // It took its QEMU with it, or never had one, or has lost sight of it.
+        if let Some(live) = arrival.live()
+            && (live.doomed().is_some() || matches!(arrival.fate(), Fate::Dead))
+        {
             cleaned_up(&arrival.domain, &live, step.deadline)
                 .await
                 .map_err(HostError::new)?;
         }
-        if arrival.is_new {
+        if let Fate::Left | Fate::Arrived = arrival.fate() {
+            let discarded = earlier::discard(&self.context, step).await;
+            discarded.map_err(HostError::new)?;
+        } else if arrival.is_new {
             // Off, and held by nobody once the arrival's own job has ended.
             arrival
                 .domain

@@ -6,6 +6,7 @@ mod leases;
 mod live;
 mod memory;
 mod reap;
+mod sight;
 pub(crate) mod state;
 mod watch;
 
@@ -34,6 +35,7 @@ use crate::records::{Attached, Running};
 pub(crate) use leases::Leases;
 pub(crate) use live::{Live, SERIAL, STDERR, resync};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
+pub(crate) use sight::Sight;
 use state::{Observation, Observed, Run};
 pub use watch::Watch;
 

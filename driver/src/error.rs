@@ -164,6 +164,8 @@ pub(crate) enum Cause {
     Agent(agent_qga::Error),
     Transport(transport_host::Error),
     Migrate(remote_migrate::Error),
+    /// The connection to its QEMU was lost while it moved, and that is whose it is now.
+    NotMoved(remote_migrate::Owner),
     Exited {
         exit: Exit,
         stderr: String,
@@ -258,6 +260,7 @@ impl Error {
                 _ if is_of_tls(error) => ErrorKind::Tls,
                 _ => ErrorKind::Migration,
             },
+            Cause::NotMoved(_) => ErrorKind::Migration,
             Cause::Exited { .. } => ErrorKind::Process,
             Cause::Io { .. } => ErrorKind::Io,
             Cause::Damaged { .. } => ErrorKind::Damaged,
@@ -298,7 +301,9 @@ impl Error {
             | Cause::TooLate(_)
             | Cause::Damaged { .. }
             | Cause::ShuttingDown => Blame::Caller,
-            Cause::Begin(_) | Cause::Gone(_) | Cause::Migrate(_) => Blame::Domain,
+            Cause::Begin(_) | Cause::Gone(_) | Cause::Migrate(_) | Cause::NotMoved(_) => {
+                Blame::Domain
+            }
             Cause::TimedOut { .. } | Cause::Agent(_) => Blame::Guest,
             Cause::Unsettled(error) => error.blame(),
             Cause::Failed(_) | Cause::Unresponsive | Cause::Monitor(_) | Cause::Exited { .. } => {
@@ -359,6 +364,10 @@ impl fmt::Display for Error {
             Cause::Cancelled(by) => write!(f, ": {by}, and undone")?,
             Cause::Unsettled(_) => {
                 f.write_str(": it may have been done, which is not settled yet")?;
+            }
+            Cause::NotMoved(owner) => {
+                let text = "the connection to its QEMU was lost on its way, and its owner is";
+                write!(f, ": {text} {owner}")?;
             }
             Cause::Unresponsive => f.write_str(": QEMU is silent, also out of band")?,
             Cause::Exited { exit, stderr } if stderr.is_empty() => {

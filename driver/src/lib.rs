@@ -88,8 +88,9 @@
 //!   reach it, and post-copy goes on only if its stream is whole.
 //!   A stream that was taken up again after a break passes through the driver where the guest arrives: while it does, that
 //!   driver's end breaks it again, and nobody takes it up then. The guest stands still on half of its memory.
-//! - A monitor whose connection is lost while a guest moves is taken for its QEMU's end by the steps of the move, though that
-//!   QEMU may live.
+//! - A guest whose monitor's connection is lost while it moves goes on moving, or stays, once there is another connection. Until
+//!   then it is neither started nor ended. A post-copy whose stream breaks after the side where it arrives has lost that
+//!   connection is not taken up again.
 //! - Under emulation QEMU 7.2 loses writes of a guest that moves, or is saved while it runs, if its memory is a multiple of
 //!   256 KiB (measured). KVM is not concerned.
 //! - Over several connections QEMU connects by itself, and from 8.2 on listens by itself, with the system's own idea of how

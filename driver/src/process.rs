@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Flock, FlockType, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -225,6 +226,13 @@ impl Process {
         }
     }
 
+    /// Whether it has ended, as the kernel says now. One that cannot be asked about has not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut asked = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        let at_once = Timespec::default();
+        poll(&mut asked, Some(&at_once)).is_ok_and(|ended| ended > 0)
+    }
+
     /// How it ended, if it did.
     fn reap(&self) -> Option<Exit> {
         let mut options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -310,6 +318,25 @@ mod tests {
         let process = launched(sh("exec sleep 60")).await;
         process.kill().unwrap();
         assert_eq!(process.exited().await, Exit::Signal(9));
+    }
+
+    #[tokio::test]
+    async fn that_a_process_has_ended_is_known_before_and_after_it_was_reaped() {
+        let (input, output) = io::pipe().unwrap();
+        let script = format!("exec cat /proc/self/fd/{}", input.as_raw_fd());
+        let process = launched(Launch {
+            descriptors: vec![input.into()],
+            ..sh(&script)
+        })
+        .await;
+        assert!(!process.has_ended(), "it waits for its input's end");
+        drop(output);
+        // Not reaped, and not waited for through tokio: as one sees it that looks for the first time.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::PidFd(process.pidfd.as_fd()), options).unwrap();
+        assert!(process.has_ended());
+        process.exited().await;
+        assert!(process.has_ended());
     }
 
     #[tokio::test]

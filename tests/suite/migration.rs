@@ -11,6 +11,7 @@ mod settling;
 mod tls;
 mod tls_restart;
 mod traps;
+mod unseen;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use settling::*;
 use tls::*;
 use tls_restart::*;
 use traps::*;
+use unseen::*;
 
 tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
@@ -105,6 +107,12 @@ tests! {
     an_operators_word_reaches_the_migration_it_names_and_no_other,
     a_destination_that_calls_a_command_a_place_has_none_run,
     a_guest_that_qemu_does_not_let_run_there_is_given_back_and_runs_here,
+    a_copy_that_is_out_of_sight_while_its_memory_comes_is_taken_once_it_is_seen,
+    a_destination_that_loses_sight_of_a_guest_before_it_lets_it_run_does_so_once_it_is_seen,
+    a_destination_that_loses_sight_of_a_guest_as_it_lets_it_run_owns_it_once_it_is_seen,
+    a_source_that_loses_sight_of_a_guest_while_memory_moves_keeps_it,
+    a_source_that_loses_sight_of_a_guest_as_it_offers_it_ends_what_it_has_given_away,
+    a_post_copy_that_both_sides_lose_sight_of_comes_to_its_end,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

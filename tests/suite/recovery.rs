@@ -9,7 +9,7 @@
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use driver::{Became, Domain, ErrorKind, Notice, Recovered, Run, SaveOptions, StartOptions, What};
@@ -278,7 +278,11 @@ async fn a_store_that_is_full_refuses_a_start_and_harms_no_other_guest(rig: Rig)
 /// Ends this process' connection to the monitor of that guest, and nothing else.
 pub(crate) fn cut(rig: &Rig, domain: &Domain) {
     let path = format!("run/{}/monitor.sock", domain.uuid());
-    let path = rig.dir.path().join(path);
+    cut_at(&rig.dir.path().join(path));
+}
+
+/// The same, by where that monitor listens.
+pub(crate) fn cut_at(path: &Path) {
     let mut cuts = 0;
     for entry in fs::read_dir("/proc/self/fd")
         .expect("there is a list")

@@ -6,14 +6,14 @@
 
 use std::time::Duration;
 
-use job_core::{AsyncKind, JobKind};
+use job_core::{AsyncKind, Guard as _, JobKind};
 use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{CopyState, Owner, Ran, RunState, Side, Step};
 use tokio::time::{Instant, sleep};
 
 use super::taken::taken;
 use crate::context::Context;
-use crate::domain::Domain;
+use crate::domain::{Domain, Sight};
 use crate::error::{Cause, Error, ErrorKind};
 use crate::ops::destroy::cleaned_up;
 use crate::ops::start::{give_up, refuse_if_running, run, run_in_halves};
@@ -144,7 +144,9 @@ async fn is_arriving(domain: &Domain) -> bool {
 }
 
 async fn see(mut op: Op, was_taken: bool) -> Result<CopyState, Error> {
-    if op.domain().0.live().is_none() {
+    let domain = op.domain().0.clone();
+    let process = domain.live().and_then(|live| live.process.clone());
+    if domain.sight(process.as_deref(), op.job.generation())? == Sight::Dead {
         return Ok(CopyState::Gone(Ran::Maybe));
     }
     if !was_taken {

@@ -8,6 +8,7 @@
 use std::error::Error as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use job_core::{AsyncKind, Guard as _, JobKind, Stop};
@@ -17,10 +18,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
+use super::Trace;
 use super::recover::Recovery;
 use super::taken::{Before, taken};
-use crate::domain::Live;
 use crate::domain::state::Observed;
+use crate::domain::{Live, Sight};
 use crate::error::{Cause, Effect, Error};
 use crate::landing::{Gate, Way};
 use crate::ops::AsyncOp;
@@ -45,21 +47,24 @@ pub(super) enum Order {
 }
 
 /// Who waits to hear where the memory is to be brought.
-type Ready = oneshot::Sender<Result<(Arc<Live>, Prepared), Error>>;
+type Ready = oneshot::Sender<Result<Prepared, Error>>;
 
 /// Holds the job of a guest that arrives.
 pub(super) async fn hold(
     mut op: AsyncOp,
     moving: Moving,
-    told: mpsc::Receiver<Order>,
+    mut told: mpsc::Receiver<Order>,
     progress: watch::Receiver<Progress>,
+    trace: Arc<Trace>,
     ready: Ready,
 ) -> Result<(), Error> {
     let underway = Underway::arriving(op.domain(), progress.clone());
     let (live, gate) = match open(&mut op, &moving).await {
         Ok((live, gate, prepared)) => {
+            // The only place that sets it.
+            let _first = trace.live.set(Arc::downgrade(&live));
             // Nobody waits for it any more: the orders, or their end, say what becomes of it.
-            let _late = ready.send(Ok((live.clone(), prepared)));
+            let _late = ready.send(Ok(prepared));
             (live, gate)
         }
         Err(error) => {
@@ -77,11 +82,14 @@ pub(super) async fn hold(
         is_in_halves: false,
         is_left: false,
     };
-    let end = held.obey(told, progress).await;
+    let end = held.obey(&mut told, progress).await;
     // Once it may have run it is the guest, whatever went wrong then: it is not ended for that.
     if end.is_err() && !held.live.has_run() && !held.is_left {
         give_up(&held.live);
     }
+    // Whoever finds the task ended finds this.
+    trace.is_done.store(end.is_ok(), Ordering::SeqCst);
+    drop(told);
     end
 }
 
@@ -161,14 +169,14 @@ struct Held {
     recovery: Recovery,
     /// Whether it was started before all of its memory was there.
     is_in_halves: bool,
-    /// Whether what becomes of it is left to the driver that comes next.
+    /// Whether what becomes of it is left to the driver that comes next, or to this one when it can see it again.
     is_left: bool,
 }
 
 impl Held {
     async fn obey(
         &mut self,
-        mut told: mpsc::Receiver<Order>,
+        told: &mut mpsc::Receiver<Order>,
         mut progress: watch::Receiver<Progress>,
     ) -> Result<(), Error> {
         self.op.set_phase("prepare");
@@ -254,6 +262,8 @@ impl Held {
     /// Somebody cancelled the job, or QEMU is gone.
     async fn stop(&mut self, stop: &Stop) -> Result<(), Error> {
         if let Stop::Gone { .. } = stop {
+            // What is out of sight may be complete, and the last. Where nobody has brought any memory it is neither.
+            self.is_left = self.gate.is_none() && self.sight().is_err();
             self.op.job.check()?;
         }
         if self.gate.take().is_some() {
@@ -334,10 +344,13 @@ impl Held {
         }
     }
 
+    fn sight(&self) -> Result<Sight, Cause> {
+        let domain = &self.op.domain().0;
+        domain.sight(self.live.process.as_deref(), self.live.generation)
+    }
+
     async fn look(&mut self) -> Result<CopyState, Error> {
-        let here = self.op.domain().0.live();
-        if here.is_none_or(|found| !Arc::ptr_eq(&found, &self.live)) || self.op.job.check().is_err()
-        {
+        if self.sight()? == Sight::Dead {
             let ran = if self.live.has_run() {
                 Ran::Maybe
             } else {

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use job_core::{AsyncKind, Guard, Stop};
 use remote_migrate::verdict::Ruling;
-use remote_migrate::{Control, Journal, Limits, MigrationId, Peer, Plan, Record, Report, Side};
+use remote_migrate::{
+    Control, Journal, Limits, MigrationId, Owner, Peer, Plan, Record, Report, Side,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -137,7 +139,11 @@ impl Domain {
             domain.0.context.settling.left(domain.uuid());
             let Some(moved) = moved? else {
                 let recovered = domain.recover_within(Some(migration), again, Limits::default());
-                return recovered.until(deadline).await;
+                let report = recovered.until(deadline).await?;
+                return match report.owner {
+                    Owner::Destination => Ok(report),
+                    owner => Err(domain.error("migrate", Cause::NotMoved(owner))),
+                };
             };
             gone_with(&domain, live, deadline).await?;
             let (side, downtime) = (Side::Source, moved.downtime);
@@ -191,12 +197,12 @@ impl Domain {
     /// Ends one that nobody drives, by the word of an operator.
     fn resolve_left(&self, migration: MigrationId, ruling: Ruling) -> Call<Report> {
         self.settle(Some(migration), move |op, migration| async move {
-            let journal = op.domain().0.context.journal.clone();
-            let op = Mutex::new(op);
-            let host = Leaving::without_options(&op);
+            let domain = op.domain().clone();
+            let (journal, op) = (domain.0.context.journal.clone(), Mutex::new(op));
+            let host = Leaving::without_options(&domain, &op);
             let limits = Limits::default();
             let resolved = remote_migrate::resolve(migration, ruling, limits, &host, &*journal);
-            Ok(resolved.await.map_err(Cause::Migrate)?)
+            host.unless_stranded(resolved).await
         })
     }
 
@@ -208,15 +214,15 @@ impl Domain {
         limits: Limits,
     ) -> Call<Report> {
         self.settle(meant, move |op, migration| async move {
-            let journal = op.domain().0.context.journal.clone();
-            let control = Control::new();
+            let (domain, control) = (op.domain().clone(), Control::new());
             // Under way as well: it can be looked at, and ruled.
-            let _underway = Underway::begin(op.domain(), migration, &control, false);
-            let op = Mutex::new(op);
-            let (host, peer) = (Leaving::without_options(&op), Asked::again(&op, &*peer));
+            let _underway = Underway::begin(&domain, migration, &control, false);
+            let (journal, op) = (domain.0.context.journal.clone(), Mutex::new(op));
+            let host = Leaving::without_options(&domain, &op);
+            let peer = Asked::again(&op, &*peer);
             let recovered =
                 remote_migrate::recover(migration, limits, &host, &peer, &*journal, &control);
-            Ok(recovered.await.map_err(Cause::Migrate)?)
+            host.unless_stranded(recovered).await
         })
     }
 
@@ -342,7 +348,7 @@ async fn leave(
     let _underway = Underway::begin(op.domain(), migration, &control, options.post_copy);
     let (domain, token, rescue) = (op.domain().clone(), op.job.token(), op.rescue()?);
     let op = Mutex::new(op);
-    let host = Leaving::new(&op, options, control.clone());
+    let host = Leaving::new(&domain, &op, options, control.clone());
     let (peer, journal) = (Asked::first(&op, &*peer), Noted::new(&op, &*journal));
     let moving = remote_migrate::migrate(&plan, &host, &peer, &journal, &control);
     tokio::pin!(moving);

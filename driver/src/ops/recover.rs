@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
 use job_core::{AsyncJob, AsyncKind, AsyncRecord, GoneWhy, Guard, KindSet, Label};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -189,7 +188,11 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
         Err(error) => Became::Unreachable(format!("{error:#}")),
     };
     // What is told as ended leaves nothing behind.
-    if let Some(live) = domain.0.live().filter(|live| has_ended(live)) {
+    let has_ended = |live: &Arc<Live>| {
+        let process = live.process.as_ref();
+        process.is_some_and(|process| process.has_ended())
+    };
+    if let Some(live) = domain.0.live().filter(has_ended) {
         let _late = gone(&domain, &live, Instant::now() + ENDING).await;
     }
     tell(&domain, name, became.clone());
@@ -205,11 +208,6 @@ async fn recover(domain: Domain, job: AsyncJob, record: Running) {
         let watchers = domain.0.context.watchers.clone();
         watchers.spawn(reconnect(domain, live));
     }
-}
-
-fn has_ended(live: &Live) -> bool {
-    let process = live.process.as_ref();
-    process.is_some_and(|process| process.exited().now_or_never().is_some())
 }
 
 /// Waits until the guest is off and cleaned up.

@@ -23,9 +23,18 @@ fn slow_with_post_copy() -> MigrateOptions {
 }
 
 /// A guest in the middle of its post-copy, which takes its time.
-async fn in_post_copy(rig: &Rig, there: &Rig) -> (Domain, JoinHandle<Result<Report, Error>>) {
+pub(super) async fn in_post_copy(
+    rig: &Rig,
+    there: &Rig,
+) -> (Domain, JoinHandle<Result<Report, Error>>) {
     let (domain, _) = boot(rig, "web").await.expect("it boots");
     let moving = turned_to_post_copy(&domain, peer(there)).await;
+    is_in_post_copy(&domain).await;
+    (domain, moving)
+}
+
+/// Waits until the guest's job says so.
+pub(super) async fn is_in_post_copy(domain: &Domain) {
     let is_in_it = |jobs: &job_core::Snapshot| {
         let phase = jobs
             .asynchronous
@@ -33,8 +42,7 @@ async fn in_post_copy(rig: &Rig, there: &Rig) -> (Domain, JoinHandle<Result<Repo
             .and_then(|held| held.holder.phase.clone());
         phase.is_some_and(|phase| &*phase == "post-copy")
     };
-    assert!(jobs_until(&domain, 20 * SECOND, is_in_it).await);
-    (domain, moving)
+    assert!(jobs_until(domain, 20 * SECOND, is_in_it).await);
 }
 
 /// Moves a guest, and asks that it go on at the other side before its memory is there.

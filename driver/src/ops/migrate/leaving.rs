@@ -1,5 +1,6 @@
 //! The local steps of a guest that leaves, on a real QEMU: described, sent, let go or let run again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,8 +9,8 @@ use monitor_qmp::command::{self, MigrationInfo, MigrationStatus};
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
 use remote_migrate::{
-    Begun, Control, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Ran, Record, RunState,
-    Side, SourceHost, Step,
+    Begun, Control, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Ran, Record, Report,
+    RunState, Side, SourceHost, Step,
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout};
@@ -17,12 +18,13 @@ use tracing::warn;
 
 use super::sending::{self, is_over, only};
 use super::{MigrateOptions, Moving};
-use crate::domain::state::Run;
+use crate::domain::{Domain, Sight};
 use crate::error::{Cause, Error};
 use crate::ops::AsyncOp;
 use crate::ops::parts::refuse_unsettled;
 use crate::ops::start::as_it_runs;
 use crate::policy::Watch;
+use crate::process::Process;
 use crate::records::Work;
 use crate::stream_tls;
 
@@ -37,23 +39,95 @@ pub(super) struct Leaving<'a> {
     pub(super) op: &'a Mutex<AsyncOp>,
     pub(super) options: MigrateOptions,
     pub(super) control: Control,
+    /// The QEMU it is about, under whatever generation.
+    process: Option<Arc<Process>>,
     /// Told when it cannot be brought to its end under this job.
     pub(super) stranded: Notify,
 }
 
 impl<'a> Leaving<'a> {
-    pub(super) fn new(op: &'a Mutex<AsyncOp>, options: MigrateOptions, control: Control) -> Self {
+    pub(super) fn new(
+        domain: &Domain,
+        op: &'a Mutex<AsyncOp>,
+        options: MigrateOptions,
+        control: Control,
+    ) -> Self {
         Self {
             op,
             options,
             control,
+            process: domain.0.live().and_then(|live| live.process.clone()),
             stranded: Notify::new(),
         }
     }
 
     /// For a guest whose memory is not sent again.
-    pub(super) fn without_options(op: &'a Mutex<AsyncOp>) -> Self {
-        Self::new(op, MigrateOptions::default(), Control::new())
+    pub(super) fn without_options(domain: &Domain, op: &'a Mutex<AsyncOp>) -> Self {
+        Self::new(domain, op, MigrateOptions::default(), Control::new())
+    }
+
+    /// Whether the QEMU is there to be asked. Where only its connection was lost, that is seen under a job of the next
+    /// generation.
+    fn sight(&self, op: &AsyncOp) -> Result<Sight, Error> {
+        let process = self.process.as_deref();
+        let seen = op.domain().0.sight(process, op.job.generation());
+        if seen.is_err() {
+            self.stranded.notify_one();
+        }
+        Ok(seen?)
+    }
+
+    /// The guest lives elsewhere: its QEMU here ends.
+    async fn release(&self, op: &mut AsyncOp, migration: MigrationId) -> Result<(), Error> {
+        op.extend(op.domain().0.context.defaults.command);
+        let context = op.domain().0.context.clone();
+        let records = context.migrations().await?;
+        let is_it =
+            |record: &&Record| record.migration() == migration && record.side() == Side::Source;
+        let owner = records.iter().find(is_it).map(Record::owner);
+        // One that is lost lives nowhere: it may be started anew.
+        if owner != Some(Owner::Nobody) {
+            op.with_state(|records| records.moved_away = true)?;
+            op.domain().0.store_definition().await?;
+        }
+        let is_here = self.sight(op)? == Sight::Here;
+        let Some(live) = op.live().filter(|_| is_here) else {
+            return Ok(());
+        };
+        live.doom(GoneWhy::Left("it moved to another host".into()));
+        let Some(process) = &live.process else {
+            // Only a guest with a definition moves, and that one was started here.
+            return Err(Cause::State("its process is not known".into()).into());
+        };
+        process.terminate().map_err(crate::error::io(
+            "signal QEMU, process",
+            process.pid().to_string(),
+        ))?;
+        if timeout(context.defaults.terminate, process.exited())
+            .await
+            .is_err()
+        {
+            process.kill().map_err(crate::error::io(
+                "signal QEMU, process",
+                process.pid().to_string(),
+            ))?;
+            process.exited().await;
+        }
+        Ok(())
+    }
+
+    /// Works until it is done, or can be done under another job only.
+    pub(super) async fn unless_stranded(
+        &self,
+        work: impl Future<Output = Result<Report, remote_migrate::Error>>,
+    ) -> Result<Report, Error> {
+        tokio::select! {
+            done = work => Ok(done.map_err(Cause::Migrate)?),
+            () = self.stranded.notified() => {
+                let lost = Cause::State("its QEMU ended, or the connection to it was lost".into());
+                Err(Cause::Unsettled(Box::new(lost.into())).into())
+            }
+        }
     }
 }
 
@@ -148,7 +222,7 @@ impl SourceHost for Leaving<'_> {
         match outcome {
             Outcome::Kept(run) => keep(&mut op, run).await,
             Outcome::Released => {
-                let released = release(&mut op, step.migration).await;
+                let released = self.release(&mut op, step.migration).await;
                 if released.is_err() && op.job.check().is_err() {
                     // Its QEMU ended first. It can be written down under a job of the next generation, which waits for ours.
                     self.stranded.notify_one();
@@ -176,11 +250,7 @@ impl SourceHost for Leaving<'_> {
         let mut op = self.op.lock().await;
         let patience = op.domain().0.context.defaults.command;
         op.extend(patience);
-        let is_off = {
-            let observed = op.domain().0.observed();
-            observed.generation != op.job.generation() || observed.run == Run::Off
-        };
-        if is_off || op.live().is_none() {
+        if self.sight(&op).map_err(HostError::new)? == Sight::Dead {
             // How far it ran on its own before it died is not known here.
             return Ok(GuestState::Gone(Ran::Maybe));
         }
@@ -241,43 +311,6 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     stream_tls::take_off(&monitor).await?;
     if run == RunState::Running && !monitor.execute(command::QueryStatus).await?.running {
         monitor.execute(command::Cont).await?;
-    }
-    Ok(())
-}
-
-/// The guest lives elsewhere: its QEMU here ends.
-async fn release(op: &mut AsyncOp, migration: MigrationId) -> Result<(), Error> {
-    op.extend(op.domain().0.context.defaults.command);
-    let context = op.domain().0.context.clone();
-    let records = context.migrations().await?;
-    let is_it = |record: &&Record| record.migration() == migration && record.side() == Side::Source;
-    let owner = records.iter().find(is_it).map(Record::owner);
-    // One that is lost lives nowhere: it may be started anew.
-    if owner != Some(Owner::Nobody) {
-        op.with_state(|records| records.moved_away = true)?;
-        op.domain().0.store_definition().await?;
-    }
-    let Some(live) = op.live() else {
-        return Ok(());
-    };
-    live.doom(GoneWhy::Left("it moved to another host".into()));
-    let Some(process) = &live.process else {
-        // Only a guest with a definition moves, and that one was started here.
-        return Err(Cause::State("its process is not known".into()).into());
-    };
-    process.terminate().map_err(crate::error::io(
-        "signal QEMU, process",
-        process.pid().to_string(),
-    ))?;
-    if timeout(context.defaults.terminate, process.exited())
-        .await
-        .is_err()
-    {
-        process.kill().map_err(crate::error::io(
-            "signal QEMU, process",
-            process.pid().to_string(),
-        ))?;
-        process.exited().await;
     }
     Ok(())
 }

@@ -1,0 +1,228 @@
+//! The connection to a QEMU's monitor is lost while QEMU runs on, at an instant that matters: what cannot be seen is not
+//! taken for dead, and the guest runs on one side once it is seen again.
+
+use std::future::IntoFuture;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use driver::{Domain, Driver, Error, ErrorKind, Landing, MigrateOptions, Run};
+use monitor_qmp::command::Cont;
+use monitor_qmp::{Closed, Deadline, Error as QmpError, Greeting, Health, Qmp, Reply, Request};
+use remote_migrate::{Answer, Call, Owner, Peer, PeerError, Report, Request as Question};
+use tokio::time::Instant;
+
+use super::post_copy::{in_post_copy, is_in_post_copy, unlimited};
+use super::{SECOND, at_full_speed, counts_on, is_performing, peer, slow};
+use crate::recovery::{cut, cut_at};
+use crate::rig::{Rig, boot};
+
+/// Waits until the driver has another connection to the guest's QEMU, or has noticed that it has none any more.
+async fn is_noticed(domain: &Domain, than: u64) {
+    let is_past = |seen: &driver::Observed| seen.generation > than;
+    let noticed = domain.wait_for(is_past, Instant::now() + 20 * SECOND);
+    noticed.await.expect("its connection is lost");
+}
+
+/// One owner, one guest, on the other side: nothing is left here or open.
+async fn has_arrived(
+    rig: &Rig,
+    there: &Driver,
+    domain: &Domain,
+    moved: Result<Report, Error>,
+) -> Domain {
+    let report = moved.expect("it moves");
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    assert_eq!(domain.observed().run, Run::Off, "its QEMU here ended");
+    let guest = there.by_uuid(domain.uuid()).expect("it is there");
+    assert!(guest.query_status().await.expect("it answers").running);
+    counts_on(rig, 2, 20 * SECOND).await;
+    for driver in [&rig.driver, there] {
+        let open = driver.migrations().await.expect("it can be read");
+        assert!(open.is_empty(), "{open:?}");
+    }
+    guest
+}
+
+pub(super) async fn a_copy_that_is_out_of_sight_while_its_memory_comes_is_taken_once_it_is_seen(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it comes");
+    let before = copy.observed();
+    cut(&there, &copy);
+    is_noticed(&copy, before.generation).await;
+    assert_eq!(copy.observed().pid, before.pid, "it was not ended");
+    at_full_speed(&domain).await;
+    let moved = moving.await.expect("no panic");
+    has_arrived(&rig, &there.driver, &domain, moved).await;
+}
+
+/// When the connection is lost over which a guest is to be let run.
+#[derive(Clone, Copy)]
+enum Cut {
+    Before,
+    After,
+}
+
+/// A monitor whose connection is lost once, as its guest is let run.
+struct Fragile {
+    monitor: Arc<dyn Qmp>,
+    cut: Cut,
+    /// Where it listens, until it was cut.
+    place: Arc<Mutex<Option<PathBuf>>>,
+}
+
+#[async_trait]
+impl Qmp for Fragile {
+    async fn call(&self, request: Request) -> Result<Reply, QmpError> {
+        let is_the_one = request.name == "cont";
+        let place = is_the_one.then(|| self.place.lock().expect("no panic").take());
+        let Some(place) = place.flatten() else {
+            return self.monitor.call(request).await;
+        };
+        let deadline = request.deadline;
+        if let Cut::After = self.cut {
+            self.monitor.call(request).await.expect("the guest runs");
+        }
+        cut_at(&place);
+        self.monitor.closed().await;
+        let lost = self.monitor.call(Request::new(&Cont, deadline)?).await;
+        Err(lost.expect_err("it is closed"))
+    }
+
+    async fn settled(&self, deadline: Deadline) -> Result<(), QmpError> {
+        self.monitor.settled(deadline).await
+    }
+
+    fn health(&self) -> Health {
+        self.monitor.health()
+    }
+
+    fn greeting(&self) -> &Greeting {
+        self.monitor.greeting()
+    }
+
+    async fn closed(&self) -> Closed {
+        self.monitor.closed().await
+    }
+}
+
+pub(super) async fn a_destination_that_loses_sight_of_a_guest_before_it_lets_it_run_does_so_once_it_is_seen(
+    rig: Rig,
+) {
+    arrives_past_a_cut(rig, Cut::Before).await;
+}
+
+pub(super) async fn a_destination_that_loses_sight_of_a_guest_as_it_lets_it_run_owns_it_once_it_is_seen(
+    rig: Rig,
+) {
+    arrives_past_a_cut(rig, Cut::After).await;
+}
+
+async fn arrives_past_a_cut(rig: Rig, cut: Cut) {
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let run_dir = rig.dir.path().join("there");
+    let socket = run_dir.join(format!("{}/monitor.sock", domain.uuid()));
+    let place = Arc::new(Mutex::new(Some(socket)));
+    let left = place.clone();
+    let transports = rig.env.transports().expect("they load");
+    let there = Driver::builder(transports, run_dir)
+        .state_dir(rig.dir.path().join("there-state"))
+        .qemu(&rig.env.qemu)
+        .landing(Landing::unix())
+        .wrap_monitor(move |_, monitor| {
+            let place = place.clone();
+            Arc::new(Fragile {
+                monitor,
+                cut,
+                place,
+            })
+        })
+        .build();
+    let there = rig.with_driver(there.expect("its directories are free"));
+    let moved = domain.migrate(peer(&there), MigrateOptions::default());
+    let moved = moved.await;
+    assert!(left.lock().expect("no panic").is_none(), "it was cut");
+    let guest = has_arrived(&rig, &there.driver, &domain, moved).await;
+    guest.reset().await.expect("nobody holds it any more");
+}
+
+pub(super) async fn a_source_that_loses_sight_of_a_guest_while_memory_moves_keeps_it(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let moving = tokio::spawn(domain.migrate(peer(&there), slow()).into_future());
+    assert!(is_performing(&domain).await);
+    cut(&rig, &domain);
+    let error = moving.await.expect("no panic").expect_err("it stays");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    assert!(
+        format!("{error:#}").contains("its owner is source"),
+        "{error:#}"
+    );
+    assert!(domain.query_status().await.expect("it answers").running);
+    counts_on(&rig, 2, 20 * SECOND).await;
+    assert!(there.driver.by_uuid(domain.uuid()).is_none(), "it was told");
+    let open = rig.driver.migrations().await.expect("it can be read");
+    assert!(open.is_empty(), "{open:?}");
+    let again = domain.migrate(peer(&there), MigrateOptions::default());
+    has_arrived(&rig, &there.driver, &domain, again.await).await;
+}
+
+/// The way to a daemon whose answer to the offer of the guest is lost, with the connection to the source's own QEMU.
+struct Blinding {
+    there: Arc<dyn Peer>,
+    /// The guest, until it was offered.
+    place: Mutex<Option<(PathBuf, Domain)>>,
+}
+
+#[async_trait]
+impl Peer for Blinding {
+    async fn ask(&self, request: Question, deadline: Instant) -> Result<Answer, PeerError> {
+        let is_the_one = request.call == Call::Finish;
+        let answer = self.there.ask(request, deadline).await;
+        let place = is_the_one.then(|| self.place.lock().expect("no panic").take());
+        let Some((place, domain)) = place.flatten() else {
+            return answer;
+        };
+        let before = domain.observed().generation;
+        cut_at(&place);
+        is_noticed(&domain, before).await;
+        Err(PeerError::no_answer("its answer is lost"))
+    }
+}
+
+pub(super) async fn a_source_that_loses_sight_of_a_guest_as_it_offers_it_ends_what_it_has_given_away(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let socket = format!("run/{}/monitor.sock", domain.uuid());
+    let place = (rig.dir.path().join(socket), domain.clone());
+    let blinding = Arc::new(Blinding {
+        there: peer(&there),
+        place: Mutex::new(Some(place)),
+    });
+    let moved = domain.migrate(blinding, MigrateOptions::default()).await;
+    has_arrived(&rig, &there.driver, &domain, moved).await;
+}
+
+pub(super) async fn a_post_copy_that_both_sides_lose_sight_of_comes_to_its_end(rig: Rig) {
+    let there = Rig::new(&rig.env);
+    let (domain, moving) = in_post_copy(&rig, &there).await;
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    for (rig, side) in [(&there, &copy), (&rig, &domain)] {
+        let before = side.observed().generation;
+        cut(rig, side);
+        is_noticed(side, before).await;
+    }
+    // It runs there while most of its memory is here.
+    counts_on(&rig, 1, 20 * SECOND).await;
+    is_in_post_copy(&domain).await;
+    unlimited(&domain).await;
+    let moved = moving.await.expect("no panic");
+    has_arrived(&rig, &there.driver, &domain, moved).await;
+}
