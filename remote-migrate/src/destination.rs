@@ -367,12 +367,11 @@ impl DestinationMachine {
                 return;
             }
             Job::Cancel => return self.cancel(job, copy),
-            Job::Serve(Call::Confirm(Fate::Discard)) | Job::Rule(Ruling::PeerOwns) => {
-                decided(Owner::Source)
-            }
+            Job::Serve(Call::Confirm(Fate::Discard)) => decided(Owner::Source),
             Job::Serve(Call::Confirm(Fate::Keep)) => decided(Owner::Destination),
             Job::Reconcile(heard) => *heard,
-            Job::Serve(_) | Job::Rule(Ruling::PeerFenced) => Heard::Silence,
+            Job::Rule(ruling) => Heard::Ruled(*ruling),
+            Job::Serve(_) => Heard::Silence,
         };
         match verdict::destination(&stage, copy, heard) {
             DestinationVerdict::Discard => {

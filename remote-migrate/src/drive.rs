@@ -135,12 +135,9 @@ pub async fn resolve(
         ..limits
     };
     let control = Control::new();
-    Ok(
-        Drive::new(machine, limits, host, &Nobody, journal, &control)
-            .run()
-            .await?
-            .report,
-    )
+    let mut drive = Drive::new(machine, limits, host, &Nobody, journal, &control);
+    drive.is_ruled = true;
+    Ok(drive.run().await?.report)
 }
 
 async fn load(
@@ -333,7 +330,9 @@ impl<'a> Drive<'a> {
             SourceAction::Record(record) => {
                 let last = matches!(
                     record.stage,
-                    SourceStage::Switching | SourceStage::HandingOver
+                    SourceStage::Switching
+                        | SourceStage::HandingOver
+                        | SourceStage::HandingOverHalf
                 );
                 // A cancel that came before one that is past that point is taken up again changes nothing of it.
                 if last && !control.shut(record.stage.phase()) && heeds_cancel {
@@ -387,6 +386,8 @@ impl<'a> Drive<'a> {
                     Err(cause) => self.host_failed(cause, In::SwitchFailed),
                 }
             }
+            // An operator's word does not wait for that. QEMU sends what it can by itself.
+            SourceAction::Drain if self.is_ruled => In::DrainFailed,
             SourceAction::Drain => self.drain(None).await,
             SourceAction::Resume(to) => self.drain(Some(&to)).await,
             SourceAction::Inspect => {

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | source | `HandingOver` | `Finish` is sent: from here on the source may not resume by itself |
 //! | source | `Switching` | post-copy begins: from here on a guest that is stopped is not resumed |
+//! | source | `HandingOverHalf` | as `HandingOver`, after `Switching` |
 //! | source | `Kept` | the guest is resumed |
 //! | source | `Kept`, ended | another migration of the guest begins while this one is still to be told |
 //! | source | `PostCopy` | the source serves the rest of the memory: its copy is needed and is not the guest |
@@ -135,8 +136,10 @@ pub enum SourceStage {
     /// Post-copy may have begun: the guest is stopped then, and its memory is in two halves. It was not
     /// offered yet.
     Switching,
-    /// `Finish` may have been sent: the destination may own the guest.
+    /// `Finish` may have been sent: the destination may own the guest. Earlier versions wrote this after `Switching`, too.
     HandingOver,
+    /// The same after `Switching`: it may need memory that is here still.
+    HandingOverHalf,
     /// The destination owns the guest, and may need memory that is here still.
     PostCopy,
     /// The source keeps the guest, for good.
@@ -165,9 +168,18 @@ impl SourceStage {
             Self::Begin => Phase::Begin,
             Self::Prepare => Phase::Prepare,
             Self::Perform | Self::Switching => Phase::Perform,
-            Self::HandingOver | Self::PostCopy => Phase::Finish,
+            Self::HandingOver | Self::HandingOverHalf | Self::PostCopy => Phase::Finish,
             Self::Kept { .. } | Self::Released | Self::Lost { .. } => Phase::Confirm,
         }
+    }
+
+    /// Whether post-copy may have begun, and memory that the destination needs may be here still.
+    #[must_use]
+    pub fn may_be_halved(&self) -> bool {
+        matches!(
+            self,
+            Self::Switching | Self::HandingOverHalf | Self::PostCopy
+        )
     }
 
     /// Whether nothing is left to be done here: the destination is to be told, and no more.
@@ -183,7 +195,7 @@ impl SourceStage {
             Self::Begin | Self::Prepare | Self::Perform | Self::Switching | Self::Kept { .. } => {
                 Owner::Source
             }
-            Self::HandingOver => Owner::InDoubt,
+            Self::HandingOver | Self::HandingOverHalf => Owner::InDoubt,
             Self::PostCopy | Self::Released => Owner::Destination,
             Self::Lost { .. } => Owner::Nobody,
         }

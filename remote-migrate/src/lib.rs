@@ -28,7 +28,7 @@
 //! so; before the guest is started the destination's journal says so. If its answer is lost, the guest
 //! is *in doubt*: stopped at the source, perhaps running at the destination. The source then asks again,
 //! for as long as it has patience, and after that whenever [`recover()`] is called. It never resumes by
-//! guess. An operator who knows that the other side is dead may rule ([`resolve`]). Before the point of
+//! guess. An operator who knows what became of the other side may rule ([`resolve`], [`verdict::Ruling`]). Before the point of
 //! return [`Control::cancel`] undoes; from there on it answers [`TooLate`].
 //!
 //! What decides is pure: [`source`], [`destination`] and [`verdict`] are plain values and functions that
@@ -58,7 +58,8 @@
 //!
 //! If the stream breaks, `Resume` asks where to send the rest, and both halves are kept until it is sent.
 //! Only the destination's word that all is there ends the source's half: a source's QEMU says `completed`
-//! of what its destination never had.
+//! of what its destination never had. An operator must say as much
+//! ([`PeerHasAll`](verdict::Ruling::PeerHasAll)); that the other side owns the guest does not end it.
 //!
 //! # How far it is
 //!

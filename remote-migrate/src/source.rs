@@ -15,7 +15,7 @@
 //!       └──► Record(Kept, ended)                 └──► Ask(Confirm Keep) → Forget
 //!             └──► Ask(Confirm Discard) → Forget
 //!
-//!  Perform → Record(Switching) → Switch → Record(HandingOver) → Ask(Finish) → Record(PostCopy)
+//!  Perform → Record(Switching) → Switch → Record(HandingOverHalf) → Ask(Finish) → Record(PostCopy)
 //!             the point of return                                                   │
 //!                 Ask(Resume) → Resume ◄──── broken ──── Drain ◄────────────────────┤
 //!                      └──────► Inspect ◄── all sent ──────┘                        │
@@ -24,16 +24,20 @@
 //! ```
 //!
 //! Invariants, each held by `tests/walk.rs`:
-//! 1. `Finish` is asked only while the journal says `HandingOver`.
+//! 1. `Finish` is asked only while the journal says `HandingOver` or `HandingOverHalf`.
 //! 2. After that the guest is resumed only when the destination has said that it never will own it,
-//!    and its copy is ended only when the destination has said that it does.
-//! 3. In post-copy its copy is ended only when the destination has said that all of the memory is there,
-//!    or when nothing that memory could help is left.
+//!    and its copy is ended only when the destination has said that it does. An operator may say either in its place.
+//! 3. Once post-copy may have begun its copy is ended only when the destination, or an operator in its place, has said that
+//!    all of the memory is there, or when nothing that memory could help is left.
 //! 4. Without an answer the machine asks again or ends in doubt; it never guesses.
 //! 5. Once the journal says that it was kept and has ended, the guest is not touched, not even looked at: another
 //!    migration may have it by then.
+//!
+//! What must outlive the machine is in its record: [`SourceMachine::recover`] and [`SourceMachine::overruled`] start from
+//! that alone. What follows from a record that could not be written stands in one table, `unwritten`.
 
 mod step;
+mod unwritten;
 
 use std::sync::Arc;
 
@@ -46,6 +50,8 @@ use crate::{
     verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
 };
 
+use unwritten::{Unwritten, unwritten};
+
 pub use step::{EndWhy, Outcome, SourceAction, SourceEnd, SourceInput};
 
 /// The source side of one migration.
@@ -54,31 +60,37 @@ pub struct SourceMachine {
     record: SourceRecord,
     guest: Guest,
     prepared: Option<Prepared>,
-    /// The destination may know of this migration.
-    told: bool,
-    /// A `Finish` may be on its way, or may have arrived.
-    offered: bool,
-    /// The journal may say `Switching` or `HandingOver` although the record here does not.
+    /// The journal may say `Switching` or `HandingOver` although the record here does not: a write failed. What is written
+    /// next ends that.
     doubtful: bool,
-    /// Post-copy may have begun.
-    switched: bool,
     at: At,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum At {
-    Recording { before: SourceStage },
-    Reopening { heard: Option<Status> },
+    Recording {
+        before: SourceStage,
+    },
+    Reopening {
+        heard: Heard,
+    },
     Beginning,
     AskingPrepare,
     Performing(Prepared),
     Switching(Prepared),
-    AskingFinish,
+    /// `first`: no earlier `Finish` may be on its way, or have arrived.
+    AskingFinish {
+        first: bool,
+    },
     Draining,
     AskingResume,
     Resuming(Prepared),
-    Inspecting { heard: Option<Status> },
-    AskingStatus { local: GuestState },
+    Inspecting {
+        heard: Heard,
+    },
+    AskingStatus {
+        local: GuestState,
+    },
     Confirming,
     Closing,
     Forgetting,
@@ -89,7 +101,7 @@ enum At {
 /// What is tried again after a pause.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Again {
-    Reopen { heard: Option<Status> },
+    Reopen { heard: Heard },
     Record { before: SourceStage },
     Inspect,
     Close,
@@ -107,17 +119,13 @@ impl SourceMachine {
     /// A migration that goes on from what the journal says, in a new epoch.
     #[must_use]
     pub fn recover(record: SourceRecord) -> Self {
-        Self::reopen(record, None)
+        Self::reopen(record, Heard::NotAsked)
     }
 
     /// A migration that an operator decides in place of the destination.
     #[must_use]
     pub fn rule(record: SourceRecord, ruling: Ruling) -> Self {
-        let owner = match ruling {
-            Ruling::PeerFenced => Owner::Source,
-            Ruling::PeerOwns => Owner::Destination,
-        };
-        Self::reopen(record, Some(decided(owner)))
+        Self::reopen(record, Heard::Ruled(ruling))
     }
 
     /// The same, for one that is under way: what it waits for is given up, as if its daemon had died.
@@ -126,14 +134,9 @@ impl SourceMachine {
         Self::rule(self.record.clone(), ruling)
     }
 
-    fn reopen(mut record: SourceRecord, heard: Option<Status>) -> Self {
+    fn reopen(mut record: SourceRecord, heard: Heard) -> Self {
         record.epoch = record.epoch.next();
-        let stage = record.stage.clone();
-        let mut machine = Self::at(record, "".into(), At::Reopening { heard });
-        machine.told = stage != SourceStage::Begin;
-        machine.offered = stage == SourceStage::HandingOver;
-        machine.switched = matches!(stage, SourceStage::Switching | SourceStage::HandingOver);
-        machine
+        Self::at(record, "".into(), At::Reopening { heard })
     }
 
     fn at(record: SourceRecord, home: Arc<str>, at: At) -> Self {
@@ -146,10 +149,7 @@ impl SourceMachine {
             record,
             guest,
             prepared: None,
-            told: false,
-            offered: false,
             doubtful: false,
-            switched: false,
             at,
         }
     }
@@ -189,7 +189,7 @@ impl SourceMachine {
             At::AskingPrepare => self.ask(Call::Prepare(self.guest.clone())),
             At::Performing(to) => SourceAction::Perform(to.clone()),
             At::Switching(to) => SourceAction::Switch(to.clone()),
-            At::AskingFinish => self.ask(Call::Finish),
+            At::AskingFinish { .. } => self.ask(Call::Finish),
             At::Draining => SourceAction::Drain,
             At::AskingResume => self.ask(Call::Resume),
             At::Resuming(to) => SourceAction::Resume(to.clone()),
@@ -237,7 +237,8 @@ impl SourceMachine {
                 self.advance(SourceStage::Perform);
             }
             (At::AskingPrepare, In::Answered(Reply::Refused(_)) | In::Silent { sent: false }) => {
-                self.told = false;
+                // It knows nothing of this migration, and need not be told.
+                self.record.stage = SourceStage::Begin;
                 self.look();
             }
             (At::Performing(_), In::Performed) => self.advance(SourceStage::HandingOver),
@@ -245,42 +246,28 @@ impl SourceMachine {
                 self.prepared = Some(to);
                 self.advance(SourceStage::Switching);
             }
-            (At::Switching(_), In::Switched) => {
-                self.switched = true;
-                self.advance(SourceStage::HandingOver);
-            }
-            (At::Switching(_), In::SwitchFailed) => {
-                self.switched = true;
-                self.look();
-            }
+            (At::Switching(_), In::Switched) => self.advance(SourceStage::HandingOverHalf),
+            (At::Switching(_), In::SwitchFailed) => self.look(),
 
-            // Whether all is there is the destination's word to say, not that of the QEMU here.
-            (At::AskingFinish, In::Answered(Reply::Owned)) if self.switched => {
-                self.advance(SourceStage::PostCopy);
-            }
             (At::Draining | At::Resuming(_), In::Drained) => self.look(),
             (At::Draining, In::DrainFailed) => self.at = At::AskingResume,
             (At::Resuming(_), In::DrainFailed) => self.at = At::Pausing(Again::Inspect),
             (At::AskingResume, In::Answered(Reply::Prepared(to))) => self.at = At::Resuming(to),
 
-            (At::AskingFinish, In::Answered(Reply::Owned)) => self.advance(SourceStage::Released),
-            (At::AskingFinish, In::Answered(Reply::Lost)) => {
+            (At::AskingFinish { first }, In::Answered(Reply::Owned)) => self.owned(first),
+            (At::AskingFinish { .. }, In::Answered(Reply::Lost)) => {
                 self.advance(SourceStage::Lost { tell: true });
             }
-            (At::AskingFinish, In::Answered(Reply::Refused(_))) => {
-                self.at = At::Inspecting {
-                    heard: Some(decided(Owner::Source)),
-                };
-            }
+            (At::AskingFinish { .. }, In::Answered(Reply::Refused(_))) => self.given_back(),
             // What never left this process gave nothing away.
-            (At::AskingFinish, In::Silent { sent: false }) if !self.offered && !self.switched => {
-                self.at = At::Inspecting {
-                    heard: Some(decided(Owner::Source)),
-                };
+            (At::AskingFinish { first: true }, In::Silent { sent: false })
+                if self.record.stage == SourceStage::HandingOver =>
+            {
+                self.given_back();
             }
 
             (At::Inspecting { heard }, In::Local(local)) => {
-                self.judge(local, heard.map_or(Heard::NotAsked, Heard::Said));
+                self.judge(local, heard);
             }
             (At::Inspecting { .. }, In::InspectFailed) => self.at = At::Pausing(Again::Inspect),
             (At::AskingStatus { local }, In::Answered(Reply::Status(status))) => {
@@ -318,7 +305,7 @@ impl SourceMachine {
 
             (
                 At::AskingPrepare
-                | At::AskingFinish
+                | At::AskingFinish { .. }
                 | At::AskingResume
                 | At::AskingStatus { .. }
                 | At::Closing,
@@ -326,12 +313,8 @@ impl SourceMachine {
             ) => self.end(EndWhy::Superseded),
             // Any other answer decides nothing and counts as none.
             (At::AskingPrepare, In::Answered(_) | In::Silent { .. }) => self.look(),
-            (At::AskingFinish, In::Answered(_) | In::Silent { .. }) => {
-                self.offered = true;
-                self.at = At::Pausing(Again::Inspect);
-            }
-            (At::AskingResume, In::Answered(_) | In::Silent { .. }) => {
-                self.at = At::Pausing(Again::Inspect);
+            (At::AskingFinish { .. } | At::AskingResume, In::Answered(_) | In::Silent { .. }) => {
+                self.at = At::Pausing(Again::Inspect)
             }
             (At::AskingStatus { local }, In::Answered(_) | In::Silent { .. }) => {
                 self.judge(local, Heard::Silence);
@@ -344,7 +327,9 @@ impl SourceMachine {
                 self.at = match again {
                     Again::Reopen { heard } => At::Reopening { heard },
                     Again::Record { before } => At::Recording { before },
-                    Again::Inspect => At::Inspecting { heard: None },
+                    Again::Inspect => At::Inspecting {
+                        heard: Heard::NotAsked,
+                    },
                     Again::Close => At::Closing,
                     Again::Forget => At::Forgetting,
                 };
@@ -359,13 +344,11 @@ impl SourceMachine {
     #[must_use]
     pub fn cancellable(&self) -> bool {
         match &self.at {
-            At::Recording {
-                before: SourceStage::Switching,
-            } => false,
-            At::Recording { .. } => {
-                self.record.stage.phase() <= Phase::Finish
-                    && self.record.stage != SourceStage::PostCopy
-            }
+            At::Recording { .. } => match self.record.stage {
+                // Post-copy may have begun.
+                SourceStage::HandingOverHalf | SourceStage::PostCopy => false,
+                ref stage => stage.phase() <= Phase::Finish,
+            },
             At::Beginning | At::AskingPrepare | At::Performing(_) => true,
             _ => false,
         }
@@ -415,25 +398,47 @@ impl SourceMachine {
     }
 
     fn look(&mut self) {
-        self.at = At::Inspecting { heard: None };
+        self.at = At::Inspecting {
+            heard: Heard::NotAsked,
+        };
+    }
+
+    /// The destination has taken it.
+    fn owned(&mut self, first: bool) {
+        match self.record.stage {
+            // Whether all is there is the destination's word to say, not that of the QEMU here.
+            SourceStage::HandingOverHalf => self.advance(SourceStage::PostCopy),
+            // An earlier version may have begun it, in post-copy: it says that, too, if it is asked.
+            _ if !first => self.look(),
+            _ => self.advance(SourceStage::Released),
+        }
+    }
+
+    /// The destination has not taken it, and never will.
+    fn given_back(&mut self) {
+        self.at = At::Inspecting {
+            heard: Heard::Said(Status {
+                side: Side::Destination,
+                phase: Phase::Confirm,
+                owner: Owner::Source,
+                copy: None,
+            }),
+        };
     }
 
     fn recorded(&mut self) {
+        self.doubtful = false;
+        let inspecting = At::Inspecting {
+            heard: Heard::NotAsked,
+        };
         self.at = match self.record.stage {
             SourceStage::Begin => At::Beginning,
-            SourceStage::Prepare => {
-                self.told = true;
-                At::AskingPrepare
+            SourceStage::Prepare => At::AskingPrepare,
+            SourceStage::Perform => self.prepared.take().map_or(inspecting, At::Performing),
+            SourceStage::Switching => self.prepared.take().map_or(inspecting, At::Switching),
+            SourceStage::HandingOver | SourceStage::HandingOverHalf => {
+                At::AskingFinish { first: true }
             }
-            SourceStage::Perform => match self.prepared.take() {
-                Some(to) => At::Performing(to),
-                None => At::Inspecting { heard: None },
-            },
-            SourceStage::Switching => match self.prepared.take() {
-                Some(to) => At::Switching(to),
-                None => At::Inspecting { heard: None },
-            },
-            SourceStage::HandingOver => At::AskingFinish,
             SourceStage::PostCopy => At::Draining,
             SourceStage::Kept { ended: true, .. } => At::Closing,
             SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
@@ -443,59 +448,49 @@ impl SourceMachine {
     }
 
     fn record_failed(&mut self, before: SourceStage) {
-        match self.record.stage {
-            // Nothing was touched; what may be on disk must go.
-            SourceStage::Begin => self.at = At::Forgetting,
-            SourceStage::Prepare | SourceStage::Perform => {
+        match unwritten(&self.record.stage, &before, self.doubtful) {
+            Unwritten::Forget => self.at = At::Forgetting,
+            Unwritten::TurnBack { doubtful } => {
                 self.record.stage = before;
+                self.doubtful |= doubtful;
                 self.look();
             }
-            // There is no way back from post-copy, so the offer waits for the disk.
-            SourceStage::HandingOver if before == SourceStage::Switching => {
-                self.at = At::Pausing(Again::Record { before });
-            }
-            SourceStage::Switching | SourceStage::HandingOver => {
-                self.record.stage = before;
-                self.doubtful = true;
-                self.look();
-            }
-            // Until it is on disk no other migration of the guest begins. The destination need not wait for that.
-            SourceStage::Kept { ended: true, .. } => self.at = At::Closing,
-            // A record of any earlier stage would lead a restarted daemon to keep the guest as well,
-            // so the guest need not wait for the disk.
-            SourceStage::Kept { .. }
-                if !matches!(before, SourceStage::Switching | SourceStage::HandingOver)
-                    && !self.doubtful =>
-            {
-                self.at = At::Confirming;
-            }
-            SourceStage::PostCopy
-            | SourceStage::Kept { .. }
-            | SourceStage::Released
-            | SourceStage::Lost { .. } => {
-                self.at = At::Pausing(Again::Record { before });
-            }
+            Unwritten::GoOn => self.recorded(),
+            Unwritten::WriteAgain => self.at = At::Pausing(Again::Record { before }),
         }
     }
 
     fn judge(&mut self, local: GuestState, heard: Heard) {
-        match verdict::source(&self.record.stage, local, heard) {
+        let stage = &self.record.stage;
+        match verdict::source(stage, local, heard) {
             SourceVerdict::Keep => self.decide(SourceStage::Kept {
-                tell: self.told,
+                tell: self.is_to_be_told(),
                 ended: false,
             }),
-            SourceVerdict::Serve if self.record.stage == SourceStage::PostCopy => {
-                self.at = At::Draining;
-            }
+            SourceVerdict::Serve if *stage == SourceStage::PostCopy => self.at = At::Draining,
             SourceVerdict::Serve => self.advance(SourceStage::PostCopy),
             SourceVerdict::Release => self.decide(SourceStage::Released),
-            SourceVerdict::Lost => self.decide(SourceStage::Lost { tell: self.told }),
-            SourceVerdict::HandOver if self.record.stage == SourceStage::HandingOver => {
-                self.at = At::AskingFinish;
-            }
-            SourceVerdict::HandOver => self.advance(SourceStage::HandingOver),
+            SourceVerdict::Lost => self.decide(SourceStage::Lost {
+                tell: self.is_to_be_told(),
+            }),
+            SourceVerdict::HandOver => match stage {
+                SourceStage::HandingOver | SourceStage::HandingOverHalf => {
+                    self.at = At::AskingFinish { first: false };
+                }
+                stage if stage.may_be_halved() => self.advance(SourceStage::HandingOverHalf),
+                _ => self.advance(SourceStage::HandingOver),
+            },
             SourceVerdict::Ask => self.at = At::AskingStatus { local },
             SourceVerdict::InDoubt => self.at = At::Pausing(Again::Inspect),
+        }
+    }
+
+    /// Whether the destination may know of this migration.
+    fn is_to_be_told(&self) -> bool {
+        match self.record.stage {
+            SourceStage::Begin => false,
+            SourceStage::Kept { tell, .. } | SourceStage::Lost { tell } => tell,
+            _ => true,
         }
     }
 
@@ -541,14 +536,5 @@ impl SourceMachine {
             SourceStage::Perform | SourceStage::Switching => Owner::InDoubt,
             ref stage => stage.owner(),
         }
-    }
-}
-
-fn decided(owner: Owner) -> Status {
-    Status {
-        side: Side::Destination,
-        phase: Phase::Confirm,
-        owner,
-        copy: None,
     }
 }

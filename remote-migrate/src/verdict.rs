@@ -41,6 +41,8 @@ pub enum Heard {
     NoRecord,
     /// It said so.
     Said(Status),
+    /// It was not asked: an operator says what became of it.
+    Ruled(Ruling),
 }
 
 impl Heard {
@@ -57,16 +59,22 @@ impl Heard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(
     clippy::exhaustive_enums,
-    reason = "the other side runs the guest or it cannot"
+    reason = "the other side runs the guest or it cannot, and may need what is here"
 )]
 pub enum Ruling {
     /// The other host is off, or cut from power and disks: nothing runs there, and what returns
     /// returns empty. If that is not true, the guest will run twice.
+    ///
+    /// At the source it says of a guest that was offered, too, that it has not run there: if it has, the memory here is older
+    /// than its disks. In post-copy it is known to have run there, and this names it lost.
     PeerFenced,
-    /// The other side owns the guest, and has all of its memory: what is here is ended. If that is not true, the guest is
-    /// lost. In post-copy it is lost too if it runs there and some of its memory is here still, which only the other side
-    /// can say.
+    /// The other side owns the guest. What is here is ended, unless post-copy may have begun: then the guest may need its
+    /// memory from here still, so that waits, and only the other side's own word or [`PeerHasAll`](Self::PeerHasAll) ends
+    /// it. If it is not true before post-copy, the guest is lost; in post-copy nothing is.
     PeerOwns,
+    /// The other side owns the guest and needs nothing from here any more: what is here is ended, in post-copy too. If that
+    /// is not true, the guest is lost.
+    PeerHasAll,
 }
 
 /// What the source does next.
@@ -95,73 +103,96 @@ pub enum SourceVerdict {
 /// What the source does with a migration that stands at `stage`.
 #[must_use]
 pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerdict {
-    use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost, Release, Serve};
-    let gone = matches!(local, GuestState::Gone(_));
-    match stage {
-        SourceStage::Released => Release,
-        SourceStage::Lost { .. } => Lost,
-        SourceStage::Kept { ended: false, .. } if gone => Lost,
-        SourceStage::Kept { .. } => Keep,
-        // Never offered. Only an operator at the destination can have taken it, so nobody is asked.
-        SourceStage::Begin
-        | SourceStage::Prepare
-        | SourceStage::Perform
-        | SourceStage::Switching
-            if heard.decided() == Some(Owner::Destination) =>
-        {
-            Release
+    use SourceVerdict::{Keep, Lost, Release};
+    let gone = is_gone(local);
+    match (stage, heard) {
+        (SourceStage::Released, _) => Release,
+        (SourceStage::Lost { .. }, _) => Lost,
+        (SourceStage::Kept { ended: false, .. }, _) if gone => Lost,
+        (SourceStage::Kept { .. }, _) => Keep,
+        (_, Heard::Ruled(ruling)) => ruled_source(stage, local, ruling),
+        (_, Heard::Said(status)) if heard.decided() == Some(Owner::Destination) => {
+            taken(stage, gone, status.copy)
         }
-        SourceStage::Begin | SourceStage::Prepare if gone => Lost,
-        SourceStage::Begin | SourceStage::Prepare => Keep,
-        SourceStage::Perform | SourceStage::Switching => match (local, heard) {
-            // In post-copy QEMU does not let it run again, or on half of its memory: only forward.
-            (GuestState::Stopped, _) if *stage == SourceStage::Switching => HandOver,
-            (GuestState::Running | GuestState::Stopped, _) => Keep,
-            // The other copy, if complete, is the guest as it was last: let the destination look.
-            (GuestState::Gone(Ran::Never), _) => HandOver,
-            (GuestState::Gone(Ran::Maybe), Heard::NotAsked) => Ask,
-            (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
-            (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost,
-            (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
-                None | Some(CopyState::Gone(_) | CopyState::Switched | CopyState::Partial) => Lost,
-                // Complete, or still reading what is in flight. It may be older than what ran here
-                // last, so it is neither started nor discarded without a person.
-                Some(_) => InDoubt,
-            },
+        (SourceStage::Begin | SourceStage::Prepare, _) if gone => Lost,
+        (SourceStage::Begin | SourceStage::Prepare, _) => Keep,
+        (SourceStage::Perform | SourceStage::Switching, _) => unoffered(stage, local, heard),
+        (SourceStage::HandingOver | SourceStage::HandingOverHalf | SourceStage::PostCopy, _) => {
+            offered(local, heard)
+        }
+    }
+}
+
+fn is_gone(local: GuestState) -> bool {
+    matches!(local, GuestState::Gone(_))
+}
+
+/// An operator speaks in the destination's place.
+fn ruled_source(stage: &SourceStage, local: GuestState, ruling: Ruling) -> SourceVerdict {
+    use SourceVerdict::{InDoubt, Keep, Lost, Release, Serve};
+    match (ruling, stage) {
+        (Ruling::PeerHasAll, _) => Release,
+        // What runs here was not stopped by post-copy: one of the two is mistaken.
+        (Ruling::PeerOwns, SourceStage::Switching) if local == GuestState::Running => InDoubt,
+        // Whether all of it is there the operator did not say, so the half that is here waits for who knows.
+        (Ruling::PeerOwns, SourceStage::Switching | SourceStage::HandingOverHalf) => Serve,
+        (Ruling::PeerOwns, SourceStage::PostCopy) => InDoubt,
+        (Ruling::PeerOwns, _) => Release,
+        // The half over there is gone, and the one here is not enough.
+        (Ruling::PeerFenced, SourceStage::PostCopy) => Lost,
+        (Ruling::PeerFenced, _) if is_gone(local) => Lost,
+        (Ruling::PeerFenced, _) => Keep,
+    }
+}
+
+/// The destination has named itself for good. Of one that was never offered only an operator there can have made it so.
+fn taken(stage: &SourceStage, gone: bool, copy: Option<CopyState>) -> SourceVerdict {
+    match copy {
+        Some(CopyState::Partial) if gone => SourceVerdict::Lost,
+        Some(CopyState::Partial) => SourceVerdict::Serve,
+        None if stage.may_be_halved() => SourceVerdict::InDoubt,
+        // All is there, or nothing that memory could help.
+        _ => SourceVerdict::Release,
+    }
+}
+
+fn unoffered(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerdict {
+    use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost};
+    match (local, heard) {
+        // In post-copy QEMU does not let it run again, or on half of its memory: only forward.
+        (GuestState::Stopped, _) if *stage == SourceStage::Switching => HandOver,
+        (GuestState::Running | GuestState::Stopped, _) => Keep,
+        // The other copy, if complete, is the guest as it was last: let the destination look.
+        (GuestState::Gone(Ran::Never), _) => HandOver,
+        (GuestState::Gone(Ran::Maybe), Heard::NotAsked | Heard::Ruled(_)) => Ask,
+        (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
+        (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost,
+        (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
+            None | Some(CopyState::Gone(_) | CopyState::Switched | CopyState::Partial) => Lost,
+            // Complete, or still reading what is in flight. It may be older than what ran here
+            // last, so it is neither started nor discarded without a person.
+            Some(_) => InDoubt,
         },
-        SourceStage::PostCopy => match (heard.decided(), heard) {
-            (None, Heard::NotAsked) => Ask,
-            (Some(Owner::Destination), Heard::Said(status)) => match status.copy {
-                Some(CopyState::Partial) if gone => Lost,
-                Some(CopyState::Partial) => Serve,
-                // All is there, or nothing that memory could help.
-                _ => Release,
-            },
-            // Only an operator says so: the half over there is gone, and the one here is not enough.
-            (Some(_), _) => Lost,
-            (None, _) => InDoubt,
+    }
+}
+
+fn offered(local: GuestState, heard: Heard) -> SourceVerdict {
+    use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost, Release};
+    match (heard.decided(), heard) {
+        (Some(Owner::Nobody), _) => Lost,
+        // Refused, but the copy here died while it waited: one that is complete there is the last.
+        (Some(_), Heard::Said(status)) if is_gone(local) => match status.copy {
+            None => Ask,
+            Some(CopyState::Complete) => Release,
+            Some(_) => Lost,
         },
-        SourceStage::HandingOver => match (heard.decided(), heard) {
-            (Some(Owner::Destination), Heard::Said(status))
-                if status.copy == Some(CopyState::Partial) =>
-            {
-                Serve
-            }
-            (Some(Owner::Destination), _) => Release,
-            (Some(Owner::Nobody), _) => Lost,
-            // Refused, but the copy here died while it waited: one that is complete there is the last.
-            (Some(_), Heard::Said(status)) if gone => match status.copy {
-                None => Ask,
-                Some(CopyState::Complete) => Release,
-                Some(_) => Lost,
-            },
-            (Some(_), _) => Keep,
-            (None, Heard::NotAsked) => Ask,
-            (None, Heard::Silence | Heard::NoRecord) => InDoubt,
-            // Somebody let it run behind our back: the other copy is older, so it is not offered again.
-            (None, Heard::Said(_)) if local == GuestState::Running => InDoubt,
-            (None, Heard::Said(_)) => HandOver,
-        },
+        // Refused, for ever. Where the journal says post-copy, an operator was mistaken.
+        (Some(_), _) => Keep,
+        (None, Heard::NotAsked | Heard::Ruled(_)) => Ask,
+        (None, Heard::Silence | Heard::NoRecord) => InDoubt,
+        // Somebody let it run behind our back: the other copy is older, so it is not offered again.
+        (None, Heard::Said(_)) if local == GuestState::Running => InDoubt,
+        (None, Heard::Said(_)) => HandOver,
     }
 }
 
@@ -196,7 +227,8 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
     use DestinationVerdict::{Conflict, Discard, Forget, Lose, Own, Refuse, Start, Wait};
     let owner = heard.decided();
     // The source is known to have the guest, or to know that nobody has.
-    let kept = matches!(owner, Some(Owner::Source | Owner::Nobody));
+    let kept = matches!(owner, Some(Owner::Source | Owner::Nobody))
+        || matches!(heard, Heard::Ruled(Ruling::PeerOwns | Ruling::PeerHasAll));
     let released = owner == Some(Owner::Destination);
     let forgotten = heard == Heard::NoRecord;
     match (stage, local) {
@@ -248,7 +280,7 @@ pub fn destination(stage: &DestinationStage, local: CopyState, heard: Heard) -> 
         (DestinationStage::Refused { .. }, _) if released => Conflict,
         (DestinationStage::Refused { .. }, _) => Wait,
 
-        (DestinationStage::Lost, _) if owner.is_some() || forgotten => Forget,
+        (DestinationStage::Lost, _) if owner.is_some() || kept || forgotten => Forget,
         (DestinationStage::Lost, _) => Wait,
     }
 }
@@ -265,6 +297,12 @@ mod tests {
         GuestState::Gone(Ran::Maybe),
     ];
 
+    const OFFERED: [SourceStage; 3] = [
+        SourceStage::HandingOver,
+        SourceStage::HandingOverHalf,
+        SourceStage::PostCopy,
+    ];
+
     fn said(phase: Phase, owner: Owner) -> Heard {
         Heard::Said(Status {
             side: Side::Destination,
@@ -277,7 +315,7 @@ mod tests {
     #[test]
     fn silence_after_the_hand_over_leaves_the_source_in_doubt_whatever_it_sees() {
         for local in LOCAL {
-            for stage in [SourceStage::HandingOver, SourceStage::PostCopy] {
+            for stage in OFFERED {
                 for heard in [Heard::Silence, Heard::NoRecord] {
                     let verdict = source(&stage, local, heard);
                     assert_eq!(verdict, SourceVerdict::InDoubt, "{local:?} {heard:?}");
@@ -301,6 +339,7 @@ mod tests {
             SourceStage::Perform,
             SourceStage::Switching,
             SourceStage::HandingOver,
+            SourceStage::HandingOverHalf,
         ];
         let phases = [
             Phase::Begin,
@@ -323,9 +362,7 @@ mod tests {
                         let gone = matches!(local, GuestState::Gone(_));
                         let certain = phase == Phase::Confirm
                             && (owner == Owner::Destination
-                                || gone
-                                    && *stage == SourceStage::HandingOver
-                                    && owner != Owner::Nobody);
+                                || gone && OFFERED.contains(stage) && owner != Owner::Nobody);
                         assert_eq!(verdict == SourceVerdict::Release, certain);
                     }
                 }
@@ -343,7 +380,7 @@ mod tests {
                 copy: Some(copy),
             })
         };
-        for stage in [SourceStage::HandingOver, SourceStage::PostCopy] {
+        for stage in OFFERED {
             let verdict = |copy| source(&stage, GuestState::Stopped, says(copy));
             assert_eq!(verdict(CopyState::Partial), SourceVerdict::Serve);
             assert_eq!(verdict(CopyState::Started), SourceVerdict::Release);
@@ -351,6 +388,54 @@ mod tests {
         let gone = GuestState::Gone(Ran::Never);
         let verdict = source(&SourceStage::PostCopy, gone, says(CopyState::Partial));
         assert_eq!(verdict, SourceVerdict::Lost);
+    }
+
+    #[test]
+    fn an_operator_ends_a_half_only_by_saying_that_it_is_not_needed() {
+        let halves = [
+            SourceStage::Switching,
+            SourceStage::HandingOverHalf,
+            SourceStage::PostCopy,
+        ];
+        for local in LOCAL {
+            for stage in &halves {
+                let ruled = |ruling| source(stage, local, Heard::Ruled(ruling));
+                assert_ne!(ruled(Ruling::PeerOwns), SourceVerdict::Release);
+                assert_ne!(ruled(Ruling::PeerFenced), SourceVerdict::Release);
+                assert_eq!(ruled(Ruling::PeerHasAll), SourceVerdict::Release);
+            }
+            let whole = source(
+                &SourceStage::HandingOver,
+                local,
+                Heard::Ruled(Ruling::PeerOwns),
+            );
+            assert_eq!(whole, SourceVerdict::Release);
+        }
+    }
+
+    #[test]
+    fn whoever_rules_that_the_peer_is_fenced_ends_all_doubt() {
+        let stages = [
+            SourceStage::Begin,
+            SourceStage::Prepare,
+            SourceStage::Perform,
+            SourceStage::Switching,
+            SourceStage::HandingOver,
+            SourceStage::HandingOverHalf,
+            SourceStage::PostCopy,
+        ];
+        for local in LOCAL {
+            for stage in &stages {
+                let lost = is_gone(local) || *stage == SourceStage::PostCopy;
+                let verdict = source(stage, local, Heard::Ruled(Ruling::PeerFenced));
+                let expected = if lost {
+                    SourceVerdict::Lost
+                } else {
+                    SourceVerdict::Keep
+                };
+                assert_eq!(verdict, expected, "{stage:?} {local:?}");
+            }
+        }
     }
 
     #[test]

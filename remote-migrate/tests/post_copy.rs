@@ -45,6 +45,63 @@ async fn a_link_lost_in_post_copy_names_the_destination_and_ends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_half_that_is_needed_outlives_the_word_that_the_other_side_owns_the_guest() {
+    for offered in [true, false] {
+        let rig = Rig::new();
+        rig.fail(Fails::Drain);
+        if offered {
+            rig.link.cut_after(Link::FINISH);
+            let doubt = rig.migrate_by_post_copy(&rig.link).await.unwrap_err();
+            assert_eq!(doubt.owner_now(), Owner::InDoubt);
+        } else {
+            rig.link.cut_before(Link::RESUME);
+            rig.migrate_by_post_copy(&rig.link).await.unwrap();
+        }
+        assert_eq!(rig.runs(), Where::Destination);
+        for _ in 0..2 {
+            let report = rig.resolve(Ruling::PeerOwns).await.unwrap();
+            assert_eq!((report.owner, report.settled), (Owner::Destination, false));
+            assert!(!rig.is_ended_here(), "its memory may be needed");
+        }
+        rig.link.heal();
+        assert!(rig.recover().await.unwrap().settled);
+        assert_eq!(rig.runs(), Where::Destination);
+        assert!(rig.forgotten().await && rig.clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_is_ended_by_the_word_that_the_other_side_has_all() {
+    let rig = Rig::new();
+    // All was sent, and the other side cannot be asked whether it has that.
+    rig.link.cut_before(Link::STATUS);
+    let report = rig.migrate_by_post_copy(&rig.link).await.unwrap();
+    assert_eq!((report.owner, report.settled), (Owner::Destination, false));
+    assert!(!rig.is_ended_here(), "a QEMU that says so may be mistaken");
+    let report = rig.resolve(Ruling::PeerHasAll).await.unwrap();
+    assert_eq!((report.owner, report.settled), (Owner::Destination, false));
+    assert!(rig.is_ended_here());
+    rig.link.heal();
+    assert!(rig.recover().await.unwrap().settled);
+    assert!(rig.forgotten().await && rig.clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_who_is_mistaken_in_post_copy_loses_nothing() {
+    let rig = Rig::new();
+    rig.link.cut_before(Link::FINISH);
+    rig.migrate_by_post_copy(&rig.link).await.unwrap_err();
+    assert_eq!(rig.runs(), Where::Nowhere);
+    let report = rig.resolve(Ruling::PeerOwns).await.unwrap();
+    assert_eq!((report.owner, report.settled), (Owner::Destination, false));
+    rig.link.heal();
+    let report = rig.recover().await.unwrap();
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    assert_eq!(rig.runs(), Where::Destination);
+    assert!(rig.forgotten().await && rig.clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn post_copy_that_does_not_begin_leaves_the_guest_where_it_was() {
     let rig = Rig::new();
     rig.fail(Fails::Switch);

@@ -221,6 +221,33 @@ fn a_restart_counts_the_epoch_up_before_it_speaks() {
 }
 
 #[test]
+fn one_that_an_earlier_version_offered_is_not_ended_before_the_other_side_says_that_it_has_all() {
+    let SourceAction::Record(record) = after(6).action() else {
+        panic!("not recording")
+    };
+    let text = serde_json::to_string(&record).unwrap();
+    assert!(text.contains("\"stage\":\"handing-over\""), "{text}");
+    let mut machine = SourceMachine::recover(serde_json::from_str(&text).unwrap());
+    let says = |phase, copy| {
+        SourceInput::Answered(Reply::Status(Status {
+            side: Side::Destination,
+            phase,
+            owner: Owner::Destination,
+            copy: Some(copy),
+        }))
+    };
+    machine.on(SourceInput::Recorded);
+    machine.on(SourceInput::Local(GuestState::Stopped));
+    machine.on(says(Phase::Finish, CopyState::Switched));
+    assert_eq!(asks(&machine), Some(Call::Finish));
+    machine.on(SourceInput::Answered(Reply::Owned));
+    machine.on(SourceInput::Local(GuestState::Stopped));
+    assert_eq!(asks(&machine), Some(Call::Status(Side::Destination)));
+    machine.on(says(Phase::Confirm, CopyState::Partial));
+    assert_eq!(machine.stage(), &SourceStage::PostCopy);
+}
+
+#[test]
 fn an_input_that_answers_another_action_changes_nothing() {
     let mut machine = after(7);
     let before = machine.clone();

@@ -242,6 +242,42 @@ fn the_law_holds_when_guests_are_killed_in_post_copy() {
 }
 
 #[test]
+fn the_law_holds_when_operators_rule() {
+    holds(
+        "rulings",
+        Faults {
+            rulings: 1,
+            ..CRASHES
+        },
+    );
+}
+
+#[test]
+fn the_law_holds_when_operators_rule_in_post_copy() {
+    holds(
+        "post-copy, ruled",
+        Faults {
+            post_copy: 1,
+            rulings: 1,
+            source_crashes: 1,
+            ..Faults::NONE
+        },
+    );
+}
+
+#[test]
+fn ending_a_half_by_the_word_that_the_destination_owns_the_guest_is_found() {
+    is_found(
+        Break::OwnsMeansHasAll,
+        Faults {
+            post_copy: 1,
+            rulings: 1,
+            ..Faults::NONE
+        },
+    );
+}
+
+#[test]
 fn a_cancel_that_reaches_qemu_in_post_copy_is_found() {
     is_found(
         Break::CancelReachesPostCopy,
@@ -307,6 +343,15 @@ fn the_law_holds_to_a_wider_bound() {
             Faults {
                 post_copy: 1,
                 kills: 2,
+                ..CRASHES
+            },
+        ),
+        (
+            "post-copy, ruled and killed",
+            Faults {
+                post_copy: 1,
+                rulings: 2,
+                kills: 1,
                 ..CRASHES
             },
         ),

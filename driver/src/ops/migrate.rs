@@ -162,7 +162,8 @@ impl Domain {
     }
 
     /// Ends a migration of this guest by the word of an operator, who knows what became of the other side: that it is
-    /// fenced, or that it has the guest.
+    /// fenced, that it has the guest, or that it needs nothing from here any more either ([`Ruling`]). Where post-copy may
+    /// have begun only the last of these ends what is here.
     ///
     /// One that is in doubt while its call still asks the other side is ruled at once, and its call ends with what was ruled.
     /// Which one it is of several is told as by [`Domain::recover_migration`];

@@ -366,6 +366,7 @@ impl Link {
     pub(crate) const FINISH: &'static str = "finish";
     pub(crate) const CONFIRM: &'static str = "confirm";
     pub(crate) const RESUME: &'static str = "resume";
+    pub(crate) const STATUS: &'static str = "status";
 
     pub(crate) fn prepare() -> Call {
         let cookie = Cookie::new("a guest").unwrap();
@@ -412,7 +413,7 @@ impl Link {
             Call::Prepare(_) => Self::PREPARE,
             Call::Finish => Self::FINISH,
             Call::Confirm(_) => Self::CONFIRM,
-            Call::Status(_) => "status",
+            Call::Status(_) => Self::STATUS,
             Call::Resume => Self::RESUME,
         };
         let mut plan = self.plan.lock().unwrap();
@@ -635,6 +636,11 @@ impl Rig {
                 | CopyState::Partial,
             ) => false,
         }
+    }
+
+    /// Whether the source's copy was ended.
+    pub(crate) fn is_ended_here(&self) -> bool {
+        self.stage.scene().killed
     }
 
     pub(crate) async fn forgotten(&self) -> bool {

@@ -32,6 +32,8 @@ pub(crate) struct Faults {
     pub(crate) kills: u8,
     /// Turns to post-copy.
     pub(crate) post_copy: u8,
+    /// Words of operators, but those that end what nothing else can.
+    pub(crate) rulings: u8,
 }
 
 impl Faults {
@@ -45,6 +47,7 @@ impl Faults {
         gives_up: 0,
         kills: 0,
         post_copy: 0,
+        rulings: 0,
     };
 }
 
@@ -65,6 +68,7 @@ pub(crate) enum Break {
     TakenButNeverRan,
     LoseWhatWasNotTaken,
     ForgetThatItEnded,
+    OwnsMeansHasAll,
 }
 
 /// One thing that can happen next.
@@ -114,6 +118,8 @@ struct Truth {
     killed_here: bool,
     /// The destination's copy was killed.
     killed_there: bool,
+    /// An operator has said that the destination has the guest when it had not.
+    misled: bool,
 }
 
 impl Truth {
@@ -224,15 +230,24 @@ impl Steps<'_> {
     fn source(&mut self) {
         let Some(machine) = &self.from.source else {
             if let Some(record) = self.from.source_journal.clone() {
+                let stage = record.stage.clone();
                 let ruled = record.clone();
                 self.add("source daemon returns", false, move |world| {
                     world.source = Some(SourceMachine::recover(record));
                     None
                 });
-                self.rule_source(ruled);
+                self.rule_source(&stage, |ruling| SourceMachine::rule(ruled.clone(), ruling));
             }
             return;
         };
+        let waits = match machine.action() {
+            SourceAction::Ask(request) => !matches!(request.call, Call::Prepare(_)),
+            SourceAction::Pause => true,
+            _ => false,
+        };
+        if waits {
+            self.rule_source(machine.stage(), |ruling| machine.overruled(ruling));
+        }
         if machine.cancellable() || self.mutation == Break::CancelTooLate {
             self.costs(
                 |faults| &mut faults.cancels,
@@ -316,9 +331,6 @@ impl Steps<'_> {
             }
             SourceAction::Pause => {
                 self.source_does("source asks again", |_| (SIn::Retry, None));
-                if let Some(record) = self.from.source_journal.clone() {
-                    self.rule_source(record);
-                }
                 self.costs(
                     |faults| &mut faults.gives_up,
                     "source gives up",
@@ -333,7 +345,9 @@ impl Steps<'_> {
                 let truth = &world.truth;
                 let right = match end.owner {
                     Owner::Source => !truth.ran_there,
-                    Owner::Destination => truth.taken || truth.killed_here,
+                    Owner::Destination => {
+                        truth.taken || truth.killed_here || truth.misled && !end.settled
+                    }
                     Owner::Nobody => truth.is_lost(),
                     Owner::InDoubt => !end.settled,
                 };
@@ -478,23 +492,77 @@ impl Steps<'_> {
         );
     }
 
-    /// An operator who knows the truth: which of the two copies, if any, is the guest as it was last.
-    fn rule_source(&mut self, record: SourceRecord) {
-        if self.from.guest != Life::Dead || record.stage != SourceStage::Perform {
+    /// An operator at the source, who knows the truth wherever a ruling needs it to be true.
+    fn rule_source(&mut self, stage: &SourceStage, ruled: impl Fn(Ruling) -> SourceMachine) {
+        let World { guest, copy, .. } = *self.from;
+        let truth = &self.from.truth;
+        // Which of the two copies, if any, is the guest as it was last, is known to nobody else.
+        if guest == Life::Dead && *stage == SourceStage::Perform {
+            let ruling = match copy {
+                _ if truth.ran_on => Some(Ruling::PeerFenced),
+                Copied::Complete => Some(Ruling::PeerOwns),
+                _ => None,
+            };
+            if let Some(ruling) = ruling {
+                let machine = ruled(ruling);
+                self.add("an operator rules at the source", false, |world| {
+                    world.ruled_at_source(machine);
+                    None
+                });
+            }
+        }
+        if matches!(
+            stage,
+            SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. }
+        ) {
             return;
         }
-        let ruling = if self.from.truth.ran_on {
-            Ruling::PeerFenced
-        } else if self.from.copy == Copied::Complete {
-            Ruling::PeerOwns
-        } else {
-            return;
-        };
-        self.add("an operator rules at the source", false, |world| {
-            world.source = Some(SourceMachine::rule(record, ruling));
-            world.hang_up();
-            None
-        });
+        let has_all = copy == Copied::Started || self.from.settled_there;
+        let owns = has_all || copy == Copied::Partial;
+        let never_ran = !truth.ran_there && !self.from.settled_there;
+        if owns || stage.may_be_halved() {
+            let machine = ruled(match self.mutation {
+                Break::OwnsMeansHasAll if owns => Ruling::PeerHasAll,
+                _ => Ruling::PeerOwns,
+            });
+            self.costs(
+                |faults| &mut faults.rulings,
+                "an operator rules that the destination owns the guest",
+                |world| {
+                    world.truth.misled |= !owns;
+                    world.ruled_at_source(machine);
+                    None
+                },
+            );
+        }
+        if has_all {
+            let machine = ruled(Ruling::PeerHasAll);
+            self.costs(
+                |faults| &mut faults.rulings,
+                "an operator rules that the destination has all of the guest",
+                |world| {
+                    world.ruled_at_source(machine);
+                    None
+                },
+            );
+        }
+        if never_ran || *stage == SourceStage::PostCopy && !self.from.settled_there {
+            let machine = ruled(Ruling::PeerFenced);
+            self.costs(
+                |faults| &mut faults.rulings,
+                "an operator fences the destination, and rules so",
+                |world| {
+                    if world.copy != Copied::Nothing {
+                        world.copy = Copied::Dead;
+                        world.truth.killed_there = true;
+                    }
+                    world.starting = false;
+                    world.crash_destination();
+                    world.ruled_at_source(machine);
+                    None
+                },
+            );
+        }
     }
 
     /// What the destination's daemon does, or what becomes of it.
@@ -1057,6 +1125,11 @@ impl World {
     fn deliver(&mut self, request: Request) {
         self.serving = Some(request.clone());
         self.destination.on(DIn::Request(request));
+    }
+
+    fn ruled_at_source(&mut self, machine: SourceMachine) {
+        self.source = Some(machine);
+        self.hang_up();
     }
 
     fn crash_source(&mut self) {

@@ -279,11 +279,12 @@ async fn cancel(daemon: &Daemon) -> Result<(), String> {
     cancelled.map(drop).map_err(|error| format!("{error:#}"))
 }
 
-/// Decides what is in doubt, as an operator does: `fenced`, or `owns`.
+/// Decides what is in doubt, as an operator does: `fenced`, `owns`, or `has-all`.
 async fn resolve(daemon: &Daemon, ruling: &str) -> Result<String, String> {
     let ruling = match ruling {
         "fenced" => Ruling::PeerFenced,
         "owns" => Ruling::PeerOwns,
+        "has-all" => Ruling::PeerHasAll,
         other => return Err(format!("no such ruling: {other}")),
     };
     for open in daemon.open().await? {
