@@ -145,7 +145,7 @@ impl DestinationMachine {
             At::Discarding { .. } => DestinationAction::Discard,
             At::Forgetting { .. } => DestinationAction::Forget,
             At::Replying(reply) => DestinationAction::Reply(reply.clone()),
-            At::Ending(end) => DestinationAction::Done(*end),
+            At::Ending(end) => DestinationAction::Done(end.clone()),
         }
     }
 
@@ -402,7 +402,13 @@ impl DestinationMachine {
                     last: self.last_word(),
                 };
             }
-            DestinationVerdict::Wait => self.postpone(job, "not decided yet"),
+            DestinationVerdict::Wait => {
+                let why = match job {
+                    Job::Rule(_) => why_not_ruled(&stage, copy),
+                    _ => "not decided yet",
+                };
+                self.postpone(job, why);
+            }
             DestinationVerdict::Conflict => {
                 self.at = match job {
                     Job::Serve(_) => At::Replying(Reply::Conflict),
@@ -482,8 +488,13 @@ impl DestinationMachine {
 
     /// A stage was reached that answers `job`, or brings it on.
     fn finish(&mut self, job: Job) {
-        match job {
-            Job::Serve(_) => self.dispatch(job),
+        match (job, self.record.as_ref().map(|record| &record.stage)) {
+            (job @ Job::Serve(_), _) => self.dispatch(job),
+            // It was to run here.
+            (job @ Job::Rule(Ruling::PeerFenced), Some(Stage::Refused { why, .. })) => {
+                let why = why.clone();
+                self.postpone(job, why.as_str());
+            }
             _ => self.at = At::Ending(DestinationEnd::Settled),
         }
     }
@@ -503,7 +514,7 @@ impl DestinationMachine {
     fn postpone(&mut self, job: Job, why: &str) {
         self.at = match job {
             Job::Serve(_) => At::Replying(Reply::Busy(Reason::new(why))),
-            _ => At::Ending(DestinationEnd::Waiting),
+            _ => At::Ending(DestinationEnd::Waiting(Reason::new(why))),
         };
     }
 
@@ -519,6 +530,24 @@ impl DestinationMachine {
                 .as_mut()
                 .expect("a migration at work has a record"),
         );
+    }
+}
+
+/// What an operator is told whose word does nothing to a migration at this stage.
+fn why_not_ruled(stage: &Stage, copy: CopyState) -> &'static str {
+    match (stage, copy) {
+        (Stage::Refused { .. }, CopyState::Gone(_)) => "it was refused, and no copy of it is here",
+        // The refusal may have arrived, and the guest have run on, before the source was lost.
+        (Stage::Refused { .. }, _) => {
+            "it was refused, and its source may have gone on with it since: what is here may be older than its disks. \
+             Rule that the source owns it, which discards this, and start it anew from its disks"
+        }
+        (Stage::Owned, CopyState::Partial) => {
+            "it was started here, and only its source has the rest of its memory: without that it can only be ended"
+        }
+        (Stage::Owned, _) => "it was started here, and its source is only to be told",
+        (Stage::Lost, _) => "it was taken here and is dead, and its source is only to be told",
+        (Stage::Preparing | Stage::Prepared | Stage::Starting, _) => "its copy is not whole yet",
     }
 }
 

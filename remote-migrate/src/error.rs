@@ -48,6 +48,8 @@ pub enum ErrorKind {
     InDoubt,
     /// An operator ruled that the other side, which did not answer, has not got it.
     Ruled,
+    /// What an operator ruled was not done: it cannot be, or not now. The cause says which.
+    NotRuled,
     /// The last complete copy was killed from outside.
     Lost,
     /// A later life of this daemon has taken the migration up.
@@ -138,6 +140,7 @@ impl Error {
             ErrorKind::Unsettled
             | ErrorKind::NotFound
             | ErrorKind::Cancelled
+            | ErrorKind::NotRuled
             | ErrorKind::TooLate => Blame::Caller,
             ErrorKind::Host | ErrorKind::Refused | ErrorKind::Lost => Blame::Host(self.0.side),
             ErrorKind::Silent | ErrorKind::InDoubt | ErrorKind::Ruled | ErrorKind::Superseded => {
@@ -182,6 +185,7 @@ impl fmt::Display for Error {
             ErrorKind::Journal => "the journal failed",
             ErrorKind::InDoubt => "whether the guest was taken is not known",
             ErrorKind::Ruled => "an operator ruled in place of the other side",
+            ErrorKind::NotRuled => "what was ruled was not done",
             ErrorKind::Lost => "the last complete copy was killed",
             ErrorKind::Superseded => "a later life of the daemon works on it",
             ErrorKind::Conflict => "both sides claim the guest",

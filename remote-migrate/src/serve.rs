@@ -126,7 +126,7 @@ impl Destination {
     ///
     /// # Errors
     ///
-    /// As for [`Destination::reconcile`].
+    /// [`ErrorKind::NotRuled`]: that was not done, and why, and what else can be. Else as for [`Destination::reconcile`].
     ///
     /// # Cancel safety
     ///
@@ -151,6 +151,7 @@ impl Destination {
             Error::new(migration, (Side::Destination, phase), kind, owner).settled(false)
         };
         let in_doubt = |kind| fail(kind, Phase::Finish, Owner::InDoubt);
+        let is_ruling = matches!(input, DestinationInput::Rule(_));
         match self.spawn(migration, input, deadline).await {
             Ok(Outcome::End(DestinationEnd::TooLate(phase), standing)) => Err(fail(
                 ErrorKind::TooLate,
@@ -158,6 +159,11 @@ impl Destination {
                 standing.owner.unwrap_or(Owner::InDoubt),
             )),
             Ok(Outcome::End(DestinationEnd::Conflict, _)) => Err(in_doubt(ErrorKind::Conflict)),
+            Ok(Outcome::End(DestinationEnd::Waiting(why), standing)) if is_ruling => {
+                let owner = standing.owner.unwrap_or(Owner::InDoubt);
+                Err(fail(ErrorKind::NotRuled, Phase::Finish, owner)
+                    .cause(Some(why.as_str().into())))
+            }
             Ok(Outcome::End(_, standing)) => Ok(standing),
             Ok(Outcome::Reply(..)) => unreachable!("only a request is replied to"),
             Err((kind, why)) => Err(in_doubt(kind).cause(Some(why.as_str().into()))),

@@ -67,6 +67,10 @@ pub enum Ruling {
     ///
     /// At the source it says of a guest that was offered, too, that it has not run there: if it has, the memory here is older
     /// than its disks. In post-copy it is known to have run there, and this names it lost.
+    ///
+    /// At the destination it lets a complete copy run. Not one that was refused: the source may have heard that and gone on
+    /// with the guest before it was lost, and then this copy is older than its disks. Such a one is only discarded, by
+    /// [`PeerOwns`](Self::PeerOwns), and the guest started anew from its disks.
     PeerFenced,
     /// The other side owns the guest. What is here is ended, unless post-copy may have begun: then the guest may need its
     /// memory from here still, so that waits, and only the other side's own word or [`PeerHasAll`](Self::PeerHasAll) ends

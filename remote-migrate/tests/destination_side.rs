@@ -3,6 +3,7 @@ use remote_migrate::{
     Call, Cookie, CopyState, DestinationStage as Stage, Epoch, Fate, Guest, MigrationId, Phase,
     Prepared, Ran, Reason, Reply, Request, RunState, Side,
     destination::{DestinationAction, DestinationEnd, DestinationInput as In, DestinationMachine},
+    verdict::Ruling,
 };
 use uuid::Uuid;
 
@@ -258,4 +259,48 @@ fn cancel_refuses_half_a_copy_and_is_too_late_for_a_whole_one() {
 #[test]
 fn a_finish_for_a_migration_nobody_knows_is_not_refused_but_unknown() {
     assert_eq!(reply(&fed([ask(Call::Finish)])), Some(Reply::Unknown));
+}
+
+#[test]
+fn a_ruling_that_does_nothing_says_so() {
+    let refused = || {
+        let failed = In::StartFailed {
+            ran: Ran::Never,
+            why: Reason::new("no such cpu"),
+        };
+        ready_and([
+            ask(Call::Finish),
+            In::Loaded,
+            In::Recorded,
+            failed,
+            In::Recorded,
+            In::Replied,
+        ])
+    };
+    let fenced = || In::Rule(Ruling::PeerFenced);
+    let waits = |machine: &DestinationMachine| match machine.action() {
+        DestinationAction::Done(DestinationEnd::Waiting(why)) => why.as_str().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    let mut machine = refused();
+    machine.on(fenced());
+    machine.on(In::Local(CopyState::Complete));
+    let why = waits(&machine);
+    assert!(why.contains("older than its disks"), "{why}");
+    // As it says.
+    machine.on(In::Replied);
+    machine.on(In::Rule(Ruling::PeerOwns));
+    machine.on(In::Local(CopyState::Complete));
+    assert_eq!(machine.action(), DestinationAction::Discard);
+
+    let half = ready_and([fenced(), In::Loading]);
+    assert!(waits(&half).contains("still loading"));
+    let why = Reason::new("half a guest");
+    let none = ready_and([fenced(), In::LoadFailed(why), In::Recorded, In::Discarded]);
+    assert!(waits(&none).contains("half a guest"));
+
+    let owned = [ask(Call::Finish), In::Loaded, In::Recorded, In::Started];
+    let owned = owned.into_iter().chain([In::Recorded, In::Replied]);
+    let again = owned.chain([fenced(), In::Local(CopyState::Started)]);
+    assert!(waits(&ready_and(again)).contains("only to be told"));
 }

@@ -240,6 +240,22 @@ async fn an_operator_need_not_wait_until_a_migration_in_doubt_has_lost_its_patie
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_complete_copy_that_was_refused_is_not_let_run_by_the_word_that_its_source_is_gone() {
+    let rig = Rig::new();
+    rig.fail(Fails::StartRefused);
+    rig.link.cut_after(Link::FINISH);
+    assert_eq!(rig.migrate().await.unwrap_err().kind(), ErrorKind::InDoubt);
+    let error = rig.resolve_there(Ruling::PeerFenced).await.unwrap_err();
+    let told = (error.kind(), error.owner_now(), error.is_settled());
+    assert_eq!(told, (ErrorKind::NotRuled, Owner::Source, false));
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("start it anew from its disks"), "{cause}");
+    assert_eq!((rig.runs(), rig.starts()), (Where::Nowhere, 0));
+    // What it says is possible is.
+    assert!(rig.resolve_there(Ruling::PeerOwns).await.unwrap().settled);
+}
+
+#[tokio::test(start_paused = true)]
 async fn cancel_undoes_every_phase_before_the_point_of_return() {
     for (phase, hangs) in [
         (Phase::Begin, Fails::BeginHangs),

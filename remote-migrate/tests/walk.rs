@@ -247,6 +247,7 @@ fn the_law_holds_when_operators_rule() {
         "rulings",
         Faults {
             rulings: 1,
+            kills: 1,
             ..CRASHES
         },
     );
@@ -272,6 +273,20 @@ fn ending_a_half_by_the_word_that_the_destination_owns_the_guest_is_found() {
         Faults {
             post_copy: 1,
             rulings: 1,
+            ..Faults::NONE
+        },
+    );
+}
+
+#[test]
+fn starting_what_was_refused_since_its_source_is_dead_is_found() {
+    is_found(
+        Break::StartWhatWasRefused,
+        Faults {
+            failures: 1,
+            kills: 1,
+            rulings: 1,
+            source_crashes: 1,
             ..Faults::NONE
         },
     );
@@ -350,6 +365,15 @@ fn the_law_holds_to_a_wider_bound() {
             "post-copy, ruled and killed",
             Faults {
                 post_copy: 1,
+                rulings: 2,
+                kills: 1,
+                ..CRASHES
+            },
+        ),
+        (
+            "refused, ruled and killed",
+            Faults {
+                failures: 1,
                 rulings: 2,
                 kills: 1,
                 ..CRASHES

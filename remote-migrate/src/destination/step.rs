@@ -39,13 +39,14 @@ pub enum DestinationAction {
 }
 
 /// How something that no request began has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "a caller must tell them apart")]
 pub enum DestinationEnd {
     /// Nothing is left to do here, or nothing but to repeat the final answer to the source.
     Settled,
-    /// Not decided, or not possible now: the source, an operator or a later try decides.
-    Waiting,
+    /// Not decided, or not possible now, for this reason: the source, an operator or a later try decides. What was ruled is
+    /// not done.
+    Waiting(Reason),
     /// Cancel came when the copy was complete already: only the source can still turn back.
     TooLate(Phase),
     /// Both sides claim the guest.

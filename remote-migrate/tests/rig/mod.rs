@@ -13,7 +13,7 @@ use remote_migrate::{
     Answer, Begun, Call, Control, Cookie, CopyState, Destination, DestinationHost, Epoch, Error,
     ErrorKind, Estimate, Guest, HostError, InProcess, Journal, JournalError, Limits, Load,
     MemoryJournal, Meter, MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record,
-    Report, Request, RunState, Side, SourceHost, StartError, Step, Transfer,
+    Report, Request, RunState, Side, SourceHost, Standing, StartError, Step, Transfer,
     source::Outcome,
     verdict::{GuestState, Ruling},
 };
@@ -568,6 +568,11 @@ impl Rig {
     pub(crate) async fn resolve(&self, ruling: Ruling) -> Result<Report, Error> {
         let (limits, journal) = (Limits::default(), self.journal(Side::Source));
         remote_migrate::resolve(self.id, ruling, limits, &*self.stage, journal).await
+    }
+
+    pub(crate) async fn resolve_there(&self, ruling: Ruling) -> Result<Standing, Error> {
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        self.destination().resolve(self.id, ruling, deadline).await
     }
 
     /// What the destination's daemon does once the source is back.

@@ -69,6 +69,7 @@ pub(crate) enum Break {
     LoseWhatWasNotTaken,
     ForgetThatItEnded,
     OwnsMeansHasAll,
+    StartWhatWasRefused,
 }
 
 /// One thing that can happen next.
@@ -727,6 +728,7 @@ impl Steps<'_> {
                 None
             });
         }
+        self.rule_destination(&record.stage);
         if orphaned {
             self.add(
                 "an operator rules that the source is dead",
@@ -745,6 +747,44 @@ impl Steps<'_> {
                 None
             },
         );
+    }
+
+    /// An operator at the destination, of one that was refused. Whether its source went on with it since is hard to know, so
+    /// nothing may depend on that.
+    fn rule_destination(&mut self, stage: &DestinationStage) {
+        if !matches!(stage, DestinationStage::Refused { .. }) {
+            return;
+        }
+        let Truth { ran_on, kept, .. } = self.from.truth;
+        if self.from.guest == Life::Dead && self.from.source.is_none() {
+            let word = match self.mutation {
+                Break::StartWhatWasRefused => DIn::Reconcile(Heard::Said(Status {
+                    side: Side::Source,
+                    phase: Phase::Confirm,
+                    owner: Owner::Destination,
+                    copy: None,
+                })),
+                _ => DIn::Rule(Ruling::PeerFenced),
+            };
+            self.costs(
+                |faults| &mut faults.rulings,
+                "an operator rules that the source of what was refused is dead",
+                |world| {
+                    world.destination.on(word);
+                    None
+                },
+            );
+        }
+        if kept || ran_on {
+            self.costs(
+                |faults| &mut faults.rulings,
+                "an operator rules that the source owns what was refused",
+                |world| {
+                    world.destination.on(DIn::Rule(Ruling::PeerOwns));
+                    None
+                },
+            );
+        }
     }
 
     fn start(&mut self) {
