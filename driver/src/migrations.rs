@@ -106,10 +106,12 @@ impl Driver {
     }
 
     /// Decides an open migration by the word of an operator, who knows what became of the other side. If that is not true,
-    /// the guest runs twice or is lost. Yields the owner that follows, if the migration is remembered still: until the other
-    /// side was told.
+    /// the guest runs twice or is lost: [`Ruling`] says what each word claims. Yields the owner that follows, if the migration
+    /// is remembered still: until the other side was told.
     ///
-    /// Refused as [`State`](crate::ErrorKind::State) if this side has no such migration.
+    /// Refused as [`State`](crate::ErrorKind::State) if this side has no such migration. A guest that is lost by that word is
+    /// told as a failed [`Migration`](crate::ErrorKind::Migration), and may be started anew where nothing of it can be left
+    /// elsewhere; so is a word that cannot be followed, with the reason and what can be done instead.
     pub fn resolve_migration(
         &self,
         id: MigrationId,
@@ -138,25 +140,24 @@ impl Driver {
             .find(is_it)
             .ok_or_else(|| Cause::State(format!("no migration {id} is open here as its {side}")))?;
         let domain = context.registry.by_uuid(record.domain()).map(Domain);
-        let owner = match (side, domain) {
+        let ruled = match (side, domain) {
             (Side::Source, Some(domain)) => {
-                let ruled = domain
-                    .resolve_within(Some(id), ruling)
-                    .until(deadline)
-                    .await?;
-                Some(ruled.owner)
+                let ruled = domain.resolve_within(Some(id), ruling).until(deadline);
+                ruled.await.map(|report| Some(report.owner))
             }
-            (Side::Source, None) => {
-                let ruled = resolve_bygone(context, id, ruling).await;
-                Some(ruled.map_err(Cause::Migrate)?.owner)
-            }
+            (Side::Source, None) => match resolve_bygone(context, id, ruling).await {
+                Ok(report) => Ok(Some(report.owner)),
+                Err(error) => Err(Cause::Migrate(error).into()),
+            },
             (Side::Destination, _) => {
-                let ruled = self.destination().resolve(id, ruling, deadline).await;
-                ruled.map_err(Cause::Migrate)?.owner
+                match self.destination().resolve(id, ruling, deadline).await {
+                    Ok(standing) => Ok(standing.owner),
+                    Err(error) => Err(Cause::Migrate(error).into()),
+                }
             }
         };
-        // The other side is still to be told.
+        // The other side is still to be told, also of a loss.
         context.settling.left(record.domain());
-        Ok(owner)
+        ruled
     }
 }

@@ -11,6 +11,7 @@
 //! | source | `Kept`, ended | another migration of the guest begins while this one is still to be told |
 //! | source | `PostCopy` | the source serves the rest of the memory: its copy is needed and is not the guest |
 //! | source | `Released` | the source's copy is killed |
+//! | source | `Lost`, ended | the guest may be started anew while the destination is still to be told |
 //! | destination | `Prepared` | `Prepare` is answered, so that "unknown" later means a lost journal |
 //! | destination | `Starting` | the guest is started: from here on it belongs to the destination |
 //! | destination | `Refused` | `Finish` is answered with a refusal: this copy never runs |
@@ -84,12 +85,14 @@ impl Record {
     /// Whether start, autostart and restore must refuse the domain while this record stands.
     ///
     /// On the source everything refuses but a guest that was kept for certain, since a restarted
-    /// host may find that the destination has the only complete copy. On the destination everything
-    /// refuses but a guest that was taken.
+    /// host may find that the destination has the only complete copy; and one that is lost for certain, which has nothing to
+    /// wait for. On the destination everything refuses but a guest that was taken.
     #[must_use]
     pub fn refuses_start(&self) -> bool {
         match self {
-            Self::Source(record) => !matches!(record.stage, SourceStage::Kept { .. }),
+            Self::Source(record) => {
+                !matches!(record.stage, SourceStage::Kept { .. }) && !record.stage.only_tells()
+            }
             Self::Destination(record) => record.stage != DestinationStage::Owned,
         }
     }
@@ -157,6 +160,14 @@ pub enum SourceStage {
     Lost {
         /// Whether the destination must still be told.
         tell: bool,
+        /// Whether it is known that the destination has nothing of it that may run. If not, an operator there may have let it
+        /// run, since what is here is dead: then the answer is that both claim it, and the guest is there.
+        #[serde(default)]
+        nowhere: bool,
+        /// Whether the remains are cleared, and it is [nowhere](Self::Lost::nowhere). From then on this record does nothing
+        /// to the guest, which may have been started anew from its disks.
+        #[serde(default)]
+        ended: bool,
     },
 }
 
@@ -185,7 +196,10 @@ impl SourceStage {
     /// Whether nothing is left to be done here: the destination is to be told, and no more.
     #[must_use]
     pub fn only_tells(&self) -> bool {
-        matches!(self, Self::Kept { ended: true, .. })
+        matches!(
+            self,
+            Self::Kept { ended: true, .. } | Self::Lost { ended: true, .. }
+        )
     }
 
     /// Who owns the guest at this stage.

@@ -30,8 +30,8 @@
 //! 3. Once post-copy may have begun its copy is ended only when the destination, or an operator in its place, has said that
 //!    all of the memory is there, or when nothing that memory could help is left.
 //! 4. Without an answer the machine asks again or ends in doubt; it never guesses.
-//! 5. Once the journal says that it was kept and has ended, the guest is not touched, not even looked at: another
-//!    migration may have it by then.
+//! 5. Once the journal says that it was kept, or lost, and has ended, the guest is not touched, not even looked at: another
+//!    migration may have it by then, or it was started anew.
 //!
 //! What must outlive the machine is in its record: [`SourceMachine::recover`] and [`SourceMachine::overruled`] start from
 //! that alone. What follows from a record that could not be written stands in one table, `unwritten`.
@@ -256,7 +256,11 @@ impl SourceMachine {
 
             (At::AskingFinish { first }, In::Answered(Reply::Owned)) => self.owned(first),
             (At::AskingFinish { .. }, In::Answered(Reply::Lost)) => {
-                self.advance(SourceStage::Lost { tell: true });
+                self.advance(SourceStage::Lost {
+                    tell: true,
+                    nowhere: true,
+                    ended: false,
+                });
             }
             (At::AskingFinish { .. }, In::Answered(Reply::Refused(_))) => self.given_back(),
             // What never left this process gave nothing away.
@@ -285,11 +289,15 @@ impl SourceMachine {
             (At::Closing, In::Answered(Reply::Lost))
                 if self.record.stage == SourceStage::Released =>
             {
-                self.advance(SourceStage::Lost { tell: false });
+                self.advance(SourceStage::Lost {
+                    tell: false,
+                    nowhere: true,
+                    ended: false,
+                });
             }
-            // An operator has let the destination have what is dead here.
+            // An operator has let the destination have what is dead here. Once it has ended here, who has it is not known.
             (At::Closing, In::Answered(Reply::Conflict))
-                if matches!(self.record.stage, SourceStage::Lost { .. }) =>
+                if matches!(self.record.stage, SourceStage::Lost { ended: false, .. }) =>
             {
                 self.advance(SourceStage::Released);
             }
@@ -440,7 +448,7 @@ impl SourceMachine {
                 At::AskingFinish { first: true }
             }
             SourceStage::PostCopy => At::Draining,
-            SourceStage::Kept { ended: true, .. } => At::Closing,
+            ref stage if stage.only_tells() => At::Closing,
             SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. } => {
                 At::Confirming
             }
@@ -470,8 +478,10 @@ impl SourceMachine {
             SourceVerdict::Serve if *stage == SourceStage::PostCopy => self.at = At::Draining,
             SourceVerdict::Serve => self.advance(SourceStage::PostCopy),
             SourceVerdict::Release => self.decide(SourceStage::Released),
-            SourceVerdict::Lost => self.decide(SourceStage::Lost {
+            SourceVerdict::Lost { nowhere } => self.decide(SourceStage::Lost {
                 tell: self.is_to_be_told(),
+                nowhere,
+                ended: false,
             }),
             SourceVerdict::HandOver => match stage {
                 SourceStage::HandingOver | SourceStage::HandingOverHalf => {
@@ -489,13 +499,15 @@ impl SourceMachine {
     fn is_to_be_told(&self) -> bool {
         match self.record.stage {
             SourceStage::Begin => false,
-            SourceStage::Kept { tell, .. } | SourceStage::Lost { tell } => tell,
+            SourceStage::Kept { tell, .. } | SourceStage::Lost { tell, .. } => tell,
             _ => true,
         }
     }
 
     fn decide(&mut self, stage: SourceStage) {
         if std::mem::discriminant(&self.record.stage) == std::mem::discriminant(&stage) {
+            // What is known better now is written once it has ended.
+            self.record.stage = stage;
             self.at = At::Confirming;
         } else {
             self.advance(stage);
@@ -508,13 +520,22 @@ impl SourceMachine {
                 tell: true,
                 ended: true,
             }),
+            SourceStage::Lost {
+                tell: true,
+                nowhere: true,
+                ..
+            } => self.advance(SourceStage::Lost {
+                tell: true,
+                nowhere: true,
+                ended: true,
+            }),
             _ => self.close(),
         }
     }
 
     fn close(&mut self) {
         self.at = match self.record.stage {
-            SourceStage::Kept { tell: false, .. } | SourceStage::Lost { tell: false } => {
+            SourceStage::Kept { tell: false, .. } | SourceStage::Lost { tell: false, .. } => {
                 At::Forgetting
             }
             _ => At::Closing,

@@ -96,8 +96,11 @@ pub enum SourceVerdict {
     Release,
     /// Offer it to the destination (again).
     HandOver,
-    /// No complete copy is left.
-    Lost,
+    /// No complete copy is left. `nowhere`: nor has the destination anything of it that may run, or be let run.
+    Lost {
+        /// Whether that is known.
+        nowhere: bool,
+    },
     /// Ask the destination how it stands.
     Ask,
     /// Neither start nor end anything; ask again later.
@@ -109,16 +112,21 @@ pub enum SourceVerdict {
 pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerdict {
     use SourceVerdict::{Keep, Lost, Release};
     let gone = is_gone(local);
+    let is_fenced = heard == Heard::Ruled(Ruling::PeerFenced);
     match (stage, heard) {
         (SourceStage::Released, _) => Release,
-        (SourceStage::Lost { .. }, _) => Lost,
-        (SourceStage::Kept { ended: false, .. }, _) if gone => Lost,
+        (SourceStage::Lost { nowhere, .. }, _) => Lost {
+            nowhere: *nowhere || is_fenced,
+        },
+        // The destination was not told yet: what an operator has let run there meanwhile is the guest.
+        (SourceStage::Kept { ended: false, .. }, _) if gone => Lost { nowhere: is_fenced },
         (SourceStage::Kept { .. }, _) => Keep,
         (_, Heard::Ruled(ruling)) => ruled_source(stage, local, ruling),
         (_, Heard::Said(status)) if heard.decided() == Some(Owner::Destination) => {
             taken(stage, gone, status.copy)
         }
-        (SourceStage::Begin | SourceStage::Prepare, _) if gone => Lost,
+        // No memory has left.
+        (SourceStage::Begin | SourceStage::Prepare, _) if gone => Lost { nowhere: true },
         (SourceStage::Begin | SourceStage::Prepare, _) => Keep,
         (SourceStage::Perform | SourceStage::Switching, _) => unoffered(stage, local, heard),
         (SourceStage::HandingOver | SourceStage::HandingOverHalf | SourceStage::PostCopy, _) => {
@@ -143,8 +151,8 @@ fn ruled_source(stage: &SourceStage, local: GuestState, ruling: Ruling) -> Sourc
         (Ruling::PeerOwns, SourceStage::PostCopy) => InDoubt,
         (Ruling::PeerOwns, _) => Release,
         // The half over there is gone, and the one here is not enough.
-        (Ruling::PeerFenced, SourceStage::PostCopy) => Lost,
-        (Ruling::PeerFenced, _) if is_gone(local) => Lost,
+        (Ruling::PeerFenced, SourceStage::PostCopy) => Lost { nowhere: true },
+        (Ruling::PeerFenced, _) if is_gone(local) => Lost { nowhere: true },
         (Ruling::PeerFenced, _) => Keep,
     }
 }
@@ -152,7 +160,8 @@ fn ruled_source(stage: &SourceStage, local: GuestState, ruling: Ruling) -> Sourc
 /// The destination has named itself for good. Of one that was never offered only an operator there can have made it so.
 fn taken(stage: &SourceStage, gone: bool, copy: Option<CopyState>) -> SourceVerdict {
     match copy {
-        Some(CopyState::Partial) if gone => SourceVerdict::Lost,
+        // It runs there until it is told.
+        Some(CopyState::Partial) if gone => SourceVerdict::Lost { nowhere: false },
         Some(CopyState::Partial) => SourceVerdict::Serve,
         None if stage.may_be_halved() => SourceVerdict::InDoubt,
         // All is there, or nothing that memory could help.
@@ -170,9 +179,10 @@ fn unoffered(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerd
         (GuestState::Gone(Ran::Never), _) => HandOver,
         (GuestState::Gone(Ran::Maybe), Heard::NotAsked | Heard::Ruled(_)) => Ask,
         (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
-        (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost,
+        (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost { nowhere: true },
         (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
-            None | Some(CopyState::Gone(_) | CopyState::Switched | CopyState::Partial) => Lost,
+            Some(CopyState::Gone(_)) => Lost { nowhere: true },
+            None | Some(CopyState::Switched | CopyState::Partial) => Lost { nowhere: false },
             // Complete, or still reading what is in flight. It may be older than what ran here
             // last, so it is neither started nor discarded without a person.
             Some(_) => InDoubt,
@@ -183,12 +193,14 @@ fn unoffered(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerd
 fn offered(local: GuestState, heard: Heard) -> SourceVerdict {
     use SourceVerdict::{Ask, HandOver, InDoubt, Keep, Lost, Release};
     match (heard.decided(), heard) {
-        (Some(Owner::Nobody), _) => Lost,
+        (Some(Owner::Nobody), _) => Lost { nowhere: true },
         // Refused, but the copy here died while it waited: one that is complete there is the last.
         (Some(_), Heard::Said(status)) if is_gone(local) => match status.copy {
             None => Ask,
             Some(CopyState::Complete) => Release,
-            Some(_) => Lost,
+            Some(copy) => Lost {
+                nowhere: matches!(copy, CopyState::Gone(_)),
+            },
         },
         // Refused, for ever. Where the journal says post-copy, an operator was mistaken.
         (Some(_), _) => Keep,
@@ -391,7 +403,7 @@ mod tests {
         }
         let gone = GuestState::Gone(Ran::Never);
         let verdict = source(&SourceStage::PostCopy, gone, says(CopyState::Partial));
-        assert_eq!(verdict, SourceVerdict::Lost);
+        assert_eq!(verdict, SourceVerdict::Lost { nowhere: false });
     }
 
     #[test]
@@ -418,6 +430,37 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_is_lost_everywhere_only_by_the_word_of_who_knows() {
+        let stages = [
+            SourceStage::Perform,
+            SourceStage::Switching,
+            SourceStage::HandingOver,
+            SourceStage::HandingOverHalf,
+            SourceStage::PostCopy,
+            SourceStage::Kept {
+                tell: true,
+                ended: false,
+            },
+            SourceStage::Lost {
+                tell: true,
+                nowhere: false,
+                ended: false,
+            },
+        ];
+        let nowhere = SourceVerdict::Lost { nowhere: true };
+        for stage in &stages {
+            for local in LOCAL {
+                for heard in [Heard::NotAsked, Heard::Silence] {
+                    assert_ne!(source(stage, local, heard), nowhere, "{stage:?}");
+                }
+            }
+            let gone = GuestState::Gone(Ran::Maybe);
+            let fenced = Heard::Ruled(Ruling::PeerFenced);
+            assert_eq!(source(stage, gone, fenced), nowhere, "{stage:?}");
+        }
+    }
+
+    #[test]
     fn whoever_rules_that_the_peer_is_fenced_ends_all_doubt() {
         let stages = [
             SourceStage::Begin,
@@ -433,7 +476,7 @@ mod tests {
                 let lost = is_gone(local) || *stage == SourceStage::PostCopy;
                 let verdict = source(stage, local, Heard::Ruled(Ruling::PeerFenced));
                 let expected = if lost {
-                    SourceVerdict::Lost
+                    SourceVerdict::Lost { nowhere: true }
                 } else {
                     SourceVerdict::Keep
                 };

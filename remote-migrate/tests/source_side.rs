@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use remote_migrate::{
-    Call, Cookie, CopyState, Epoch, MigrationId, Owner, Phase, Prepared, Ran, Reason, Reply,
-    RunState, Side, SourceRecord, SourceStage, Status,
+    Call, Cookie, CopyState, Epoch, Fate, MigrationId, Owner, Phase, Prepared, Ran, Reason, Record,
+    Reply, RunState, Side, SourceRecord, SourceStage, Status,
     source::{EndWhy, Outcome, SourceAction, SourceEnd, SourceInput, SourceMachine},
-    verdict::GuestState,
+    verdict::{GuestState, Ruling},
 };
 use uuid::Uuid;
 
@@ -205,7 +205,14 @@ fn a_source_that_died_in_the_middle_offers_the_copy_that_may_be_complete() {
         phase: Phase::Confirm,
         owner: Owner::Source,
     })));
-    assert_eq!(machine.stage(), &SourceStage::Lost { tell: true });
+    assert_eq!(
+        machine.stage(),
+        &SourceStage::Lost {
+            tell: true,
+            nowhere: true,
+            ended: false,
+        }
+    );
 }
 
 #[test]
@@ -245,6 +252,61 @@ fn one_that_an_earlier_version_offered_is_not_ended_before_the_other_side_says_t
     assert_eq!(asks(&machine), Some(Call::Status(Side::Destination)));
     machine.on(says(Phase::Confirm, CopyState::Partial));
     assert_eq!(machine.stage(), &SourceStage::PostCopy);
+}
+
+#[test]
+fn a_lost_guest_is_started_anew_once_it_is_known_that_nothing_of_it_is_elsewhere() {
+    use SourceInput as In;
+    let stored = |machine: &SourceMachine| match machine.action() {
+        SourceAction::Record(record) => record,
+        other => panic!("{other:?}"),
+    };
+    // Its host went down; nobody could be asked, and an earlier version wrote that it is lost.
+    let mut record = stored(&after(6));
+    record.stage = SourceStage::Lost {
+        tell: true,
+        nowhere: false,
+        ended: false,
+    };
+    let text = serde_json::to_string(&record).unwrap();
+    let text = text.replace(",\"nowhere\":false,\"ended\":false", "");
+    assert!(text.contains("{\"lost\":{\"tell\":true}}"), "{text}");
+    let record: SourceRecord = serde_json::from_str(&text).unwrap();
+    let mut machine = SourceMachine::recover(record.clone());
+    for input in [
+        In::Recorded,
+        In::Local(GuestState::Gone(Ran::Maybe)),
+        In::Confirmed,
+    ] {
+        assert!(Record::Source(record.clone()).refuses_start());
+        machine.on(input);
+    }
+    assert_eq!(asks(&machine), Some(Call::Confirm(Fate::Discard)));
+    // An operator there may have let it run.
+    let mut taken = machine.clone();
+    taken.on(In::Answered(Reply::Conflict));
+    assert_eq!(taken.stage(), &SourceStage::Released);
+
+    machine.on(In::Silent { sent: true });
+    let mut ruled = machine.overruled(Ruling::PeerFenced);
+    ruled.on(In::Recorded);
+    ruled.on(In::Local(GuestState::Gone(Ran::Maybe)));
+    assert_eq!(ruled.action(), SourceAction::Confirm(Outcome::Released));
+    ruled.on(In::Confirmed);
+    let ended = stored(&ruled);
+    assert!(ended.stage.only_tells());
+    let ended = Record::Source(ended);
+    assert!(!ended.refuses_start() && !ended.refuses_migration());
+    // The guest is somebody else's from here on, whatever the other side says.
+    ruled.on(In::Recorded);
+    ruled.on(In::Answered(Reply::Conflict));
+    assert!(matches!(
+        ruled.action(),
+        SourceAction::Done(SourceEnd {
+            why: EndWhy::Conflict,
+            ..
+        })
+    ));
 }
 
 #[test]

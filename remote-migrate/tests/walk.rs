@@ -147,6 +147,15 @@ const CRASHES: Faults = Faults {
     ..Faults::NONE
 };
 
+/// The source's guest dies, and its user has it back from its disks as soon as that is allowed.
+const STARTED_ANEW: Faults = Faults {
+    kills: 1,
+    rulings: 1,
+    new_starts: 1,
+    source_crashes: 1,
+    ..Faults::NONE
+};
+
 #[test]
 fn without_faults_the_guest_moves() {
     holds("no faults", Faults::NONE);
@@ -247,10 +256,27 @@ fn the_law_holds_when_operators_rule() {
         "rulings",
         Faults {
             rulings: 1,
-            kills: 1,
             ..CRASHES
         },
     );
+}
+
+#[test]
+fn the_law_holds_when_a_lost_guest_is_started_anew_before_the_other_side_is_told() {
+    holds("started anew", STARTED_ANEW);
+    holds(
+        "post-copy, started anew",
+        Faults {
+            post_copy: 1,
+            rulings: 0,
+            ..STARTED_ANEW
+        },
+    );
+}
+
+#[test]
+fn starting_a_lost_guest_anew_that_may_run_elsewhere_is_found() {
+    is_found(Break::StartAnewWhatMayBeThere, STARTED_ANEW);
 }
 
 #[test]
@@ -365,8 +391,9 @@ fn the_law_holds_to_a_wider_bound() {
             "post-copy, ruled and killed",
             Faults {
                 post_copy: 1,
-                rulings: 2,
+                rulings: 1,
                 kills: 1,
+                new_starts: 1,
                 ..CRASHES
             },
         ),

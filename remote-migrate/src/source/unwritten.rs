@@ -6,7 +6,7 @@
 //! | `Prepare`, `Perform` | any | turns back |
 //! | `Switching`, `HandingOver` | a stage before | turns back, and the journal may say it all the same |
 //! | `HandingOverHalf`, `PostCopy` | any | writes it again: there is no way back |
-//! | `Kept`, ended | `Kept` | goes on: until it is written no other migration of the guest begins |
+//! | `Kept`, `Lost`, ended | the same | goes on: until it is written no other migration of the guest begins, or start |
 //! | `Kept` | `Begin`, `Prepare`, `Perform` for certain | goes on: a daemon that read that would keep the guest, too |
 //! | `Kept` | else | writes it again |
 //! | `Released`, `Lost` | any | writes it again: nothing is ended before |
@@ -32,7 +32,7 @@ pub(super) fn unwritten(stage: &Stage, before: &Stage, doubtful: bool) -> Unwrit
         (Stage::Begin, _) => Unwritten::Forget,
         (Stage::Prepare | Stage::Perform, _) => Unwritten::TurnBack { doubtful: false },
         (Stage::Switching | Stage::HandingOver, _) => Unwritten::TurnBack { doubtful: true },
-        (Stage::Kept { ended: true, .. }, _) => Unwritten::GoOn,
+        (Stage::Kept { ended: true, .. } | Stage::Lost { ended: true, .. }, _) => Unwritten::GoOn,
         (Stage::Kept { .. }, Stage::Begin | Stage::Prepare | Stage::Perform) if !doubtful => {
             Unwritten::GoOn
         }
@@ -67,9 +67,13 @@ mod tests {
             Stage::Released,
         ];
         for tell in [false, true] {
-            all.push(Stage::Lost { tell });
             for ended in [false, true] {
                 all.push(Stage::Kept { tell, ended });
+                all.push(Stage::Lost {
+                    tell,
+                    nowhere: ended,
+                    ended,
+                });
             }
         }
         all
@@ -103,7 +107,7 @@ mod tests {
     fn the_guest_is_let_run_unwritten_only_where_any_daemon_would_do_the_same() {
         let mut goes_on = 0;
         each(|stage, before, doubtful, then| {
-            if then != Unwritten::GoOn || matches!(stage, Stage::Kept { ended: true, .. }) {
+            if then != Unwritten::GoOn || stage.only_tells() {
                 return;
             }
             goes_on += 1;
@@ -122,13 +126,11 @@ mod tests {
     #[test]
     fn what_ends_the_guest_here_or_is_past_return_waits_until_it_is_written() {
         each(|stage, _, _, then| {
-            let is_final = matches!(stage.owner(), Owner::Destination | Owner::Nobody)
-                || *stage == Stage::HandingOverHalf;
-            assert_eq!(
-                is_final,
-                is_final && then == Unwritten::WriteAgain,
-                "{stage:?}"
-            );
+            let is_final =
+                matches!(stage.owner(), Owner::Destination | Owner::Nobody) && !stage.only_tells();
+            if is_final || *stage == Stage::HandingOverHalf {
+                assert_eq!(then, Unwritten::WriteAgain, "{stage:?}");
+            }
         });
     }
 

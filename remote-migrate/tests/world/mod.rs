@@ -34,6 +34,8 @@ pub(crate) struct Faults {
     pub(crate) post_copy: u8,
     /// Words of operators, but those that end what nothing else can.
     pub(crate) rulings: u8,
+    /// Guests that are dead at the source, and started anew there.
+    pub(crate) new_starts: u8,
 }
 
 impl Faults {
@@ -48,6 +50,7 @@ impl Faults {
         kills: 0,
         post_copy: 0,
         rulings: 0,
+        new_starts: 0,
     };
 }
 
@@ -70,6 +73,7 @@ pub(crate) enum Break {
     ForgetThatItEnded,
     OwnsMeansHasAll,
     StartWhatWasRefused,
+    StartAnewWhatMayBeThere,
 }
 
 /// One thing that can happen next.
@@ -232,6 +236,7 @@ impl Steps<'_> {
         let Some(machine) = &self.from.source else {
             if let Some(record) = self.from.source_journal.clone() {
                 let stage = record.stage.clone();
+                self.start_anew(&stage);
                 let ruled = record.clone();
                 self.add("source daemon returns", false, move |world| {
                     world.source = Some(SourceMachine::recover(record));
@@ -364,6 +369,31 @@ impl Steps<'_> {
                 None
             },
         );
+    }
+
+    /// Between two looks at a migration that is only to be told, the guest is its user's.
+    fn start_anew(&mut self, stage: &SourceStage) {
+        let may_be_there = matches!(stage, SourceStage::Lost { nowhere: false, .. });
+        let is_mistaken = may_be_there && self.mutation == Break::StartAnewWhatMayBeThere;
+        if (stage.only_tells() || is_mistaken) && self.from.guest == Life::Dead {
+            self.costs(
+                |faults| &mut faults.new_starts,
+                "the guest is started anew at the source",
+                |world| {
+                    world.guest = Life::Running;
+                    if is_mistaken {
+                        let record = world.source_journal.as_mut().unwrap();
+                        record.stage = SourceStage::Lost {
+                            tell: true,
+                            nowhere: true,
+                            ended: true,
+                        };
+                        world.truth.ended = true;
+                    }
+                    None
+                },
+            );
+        }
     }
 
     fn ask(&mut self, request: Request) {
@@ -512,16 +542,14 @@ impl Steps<'_> {
                 });
             }
         }
-        if matches!(
-            stage,
-            SourceStage::Kept { .. } | SourceStage::Released | SourceStage::Lost { .. }
-        ) {
+        if matches!(stage, SourceStage::Kept { .. } | SourceStage::Released) || stage.only_tells() {
             return;
         }
         let has_all = copy == Copied::Started || self.from.settled_there;
         let owns = has_all || copy == Copied::Partial;
+        let is_lost = matches!(stage, SourceStage::Lost { .. });
         let never_ran = !truth.ran_there && !self.from.settled_there;
-        if owns || stage.may_be_halved() {
+        if !is_lost && (owns || stage.may_be_halved()) {
             let machine = ruled(match self.mutation {
                 Break::OwnsMeansHasAll if owns => Ruling::PeerHasAll,
                 _ => Ruling::PeerOwns,
@@ -536,7 +564,7 @@ impl Steps<'_> {
                 },
             );
         }
-        if has_all {
+        if !is_lost && has_all {
             let machine = ruled(Ruling::PeerHasAll);
             self.costs(
                 |faults| &mut faults.rulings,
@@ -547,7 +575,9 @@ impl Steps<'_> {
                 },
             );
         }
-        if never_ran || *stage == SourceStage::PostCopy && !self.from.settled_there {
+        // Where it is known to have run, or to be lost, nothing of it can go back in time.
+        let is_known = *stage == SourceStage::PostCopy || is_lost;
+        if never_ran || is_known && !self.from.settled_there {
             let machine = ruled(Ruling::PeerFenced);
             self.costs(
                 |faults| &mut faults.rulings,

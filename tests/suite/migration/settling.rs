@@ -217,6 +217,42 @@ pub(super) async fn an_operator_rules_at_once_while_the_call_that_migrates_still
     counts_on(&rig, 0, 20 * SECOND).await;
 }
 
+pub(super) async fn a_guest_that_both_hosts_have_lost_is_started_anew_by_an_operators_word(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let peer = Arc::new(Unasked {
+        there: there.driver.destination(),
+        reached: Notify::new(),
+    });
+    let burned = MigrateOptions {
+        there: Some("burned".into()),
+        ..MigrateOptions::default()
+    };
+    let moving = tokio::spawn(domain.migrate(peer.clone(), burned).into_future());
+    peer.reached.notified().await;
+    // Both hosts lose power, and the other one does not come back.
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    for lost in [&copy, &domain] {
+        let pid = lost.observed().pid.expect("it has a process");
+        kill(pid, Signal::KILL);
+    }
+    let open = rig.driver.migrations().await.expect("it can be read");
+    let ruled = rig
+        .driver
+        .resolve_migration(open[0].id, Side::Source, Ruling::PeerFenced)
+        .deadline(20 * SECOND);
+    let error = ruled.await.expect_err("nothing is left of it");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    moving.await.expect("no panic").expect_err("it is lost");
+    let open = rig.driver.migrations().await.expect("it can be read");
+    assert_eq!((open.len(), open[0].owner), (1, Owner::Nobody), "{open:?}");
+    // The other side is still to be told, and never will be.
+    domain.start().await.expect("it is nowhere else");
+    assert!(domain.query_status().await.expect("it answers").running);
+}
+
 /// The way to a daemon that hears the first question, dies of it, and is never told how that ended.
 struct Burned;
 
