@@ -88,7 +88,7 @@ pub trait SourceHost: Send + Sync {
     /// # Errors
     ///
     /// Not done, or not for certain. A guest that post-copy has stopped is never resumed but by
-    /// `confirm(Kept)`, which comes only after the destination has refused it.
+    /// `confirm(Kept)`, which comes only after the destination has refused it, or an operator has said that it is fenced.
     ///
     /// # Cancel safety
     ///
