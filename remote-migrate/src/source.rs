@@ -322,7 +322,7 @@ impl SourceMachine {
             // Any other answer decides nothing and counts as none.
             (At::AskingPrepare, In::Answered(_) | In::Silent { .. }) => self.look(),
             (At::AskingFinish { .. } | At::AskingResume, In::Answered(_) | In::Silent { .. }) => {
-                self.at = At::Pausing(Again::Inspect)
+                self.at = At::Pausing(Again::Inspect);
             }
             (At::AskingStatus { local }, In::Answered(_) | In::Silent { .. }) => {
                 self.judge(local, Heard::Silence);
