@@ -82,8 +82,8 @@ impl Landing {
     /// On that address of this host, each guest on a port that the system chooses, and under TLS. Both QEMUs show the
     /// certificates that the daemons know each other by at their doors, and none but one of the same authority is believed;
     /// the side that sends believes only the one with the name that the other daemon told it at the door, the first in that
-    /// one's certificate. So the door must be one where nobody else can tell it. Guests that leave go over a network under TLS
-    /// too, or not at all.
+    /// one's certificate. So the door must be one where nobody else can tell it. Guests that leave do so under TLS too, or not
+    /// at all: a daemon of this host to which they may go takes them in under TLS as well.
     #[must_use]
     pub fn tls(address: IpAddr, tls: Tls) -> Self {
         Self::on(address, Some(tls))
@@ -213,14 +213,14 @@ impl Landing {
     /// if it is called nothing: with what is shown there, or in plaintext.
     ///
     /// Both are the other side's words, and QEMU obeys the first: it runs commands and opens files for such words too, so
-    /// none passes but that of a place where memory is taken in.
+    /// none passes but that of a place where memory is taken in. What leaves under TLS alone does so to a socket of this host
+    /// too: who listens there is not known, and may pass it on.
     pub(crate) fn towards(&self, connect: &str, name: Option<&str>) -> Result<Option<&Tls>, Cause> {
         let refused = |why: &str| Err(Cause::State(format!("send memory to {connect}: {why}")));
         if !is_place(connect) {
             return refused("that is no place where memory is taken in");
         }
         match (&self.place, name) {
-            _ if connect.starts_with("unix:") && name.is_none() => Ok(None),
             (Place::Tcp { tls: Some(tls), .. }, Some(_)) => Ok(Some(tls)),
             (Place::Tcp { tls: None, .. }, None) => Ok(None),
             (Place::Tcp { tls: Some(_), .. }, None) => {
@@ -229,6 +229,7 @@ impl Landing {
             (_, Some(name)) => refused(&format!(
                 "{name} takes it in under TLS, and there is no certificate to show from here"
             )),
+            (Place::Unix, None) if connect.starts_with("unix:") => Ok(None),
             (Place::Unix, None) => {
                 refused("it would pass in plaintext, which was not allowed over a network here")
             }
@@ -290,9 +291,14 @@ impl Ticket {
         pairs.fold(0, |differs, (ours, shown)| differs | (ours ^ shown)) == 0
     }
 
+    /// What is shown.
+    pub(crate) fn bytes(self) -> [u8; 16] {
+        self.0.into_bytes()
+    }
+
     /// Shows it on a connection that was made just now, and yields that.
     pub(crate) async fn show(self, mut stream: Stream, silence: Duration) -> io::Result<OwnedFd> {
-        stream.write_all(self.0.as_bytes()).await?;
+        stream.write_all(&self.bytes()).await?;
         let connection = stream.into_fd();
         end_if_silent(&connection, silence)?;
         Ok(connection)

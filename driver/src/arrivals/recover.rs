@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use crate::error::{Cause, Error};
@@ -37,7 +38,14 @@ pub(super) struct Recovery {
     tries: u32,
     /// Where QEMU listens, and whoever carries the memory there. Ends with the stream, and not before: the last that QEMU
     /// says on it is that all is there, and a source that misses that waits for ever (QEMU 7.2).
-    begun: Option<(PathBuf, Option<AbortHandle>)>,
+    begun: Option<(PathBuf, Option<Carrier>)>,
+}
+
+/// Whoever carries the memory.
+struct Carrier {
+    task: AbortHandle,
+    /// Once it is dropped nobody is let in any more. One who was is carried for to the end.
+    _wait: DropGuard,
 }
 
 impl Recovery {
@@ -94,25 +102,32 @@ impl Recovery {
             .map_err(|error| Cause::State(error.to_string()))?;
         let connect = gate.connect.as_str().into();
         let (parting, name) = (context.parting.clone(), domain.0.name.clone());
-        let carried = carry(gate, path.clone());
+        let wait = CancellationToken::new();
+        let carried = carry(gate, path.clone(), wait.clone());
         let carrier = tokio::spawn(context.watchers.track_future(async move {
             if let Some(Err(error)) = parting.run_until_cancelled(carried).await {
                 warn!(domain = %name, %error, "the memory of a post-copy was not carried to its end");
             }
         }));
-        self.begun = Some((path, Some(carrier.abort_handle())));
+        let carrier = Carrier {
+            task: carrier.abort_handle(),
+            _wait: wait.drop_guard(),
+        };
+        self.begun = Some((path, Some(carrier)));
         Ok(Prepared { connect, cookie })
     }
 }
 
-fn stop(carrier: Option<AbortHandle>) {
+fn stop(carrier: Option<Carrier>) {
     if let Some(carrier) = carrier {
-        carrier.abort();
+        carrier.task.abort();
     }
 }
 
-async fn carry(mut gate: Gate, path: PathBuf) -> io::Result<()> {
-    let connection = gate.admit().await;
+async fn carry(mut gate: Gate, path: PathBuf, wait: CancellationToken) -> io::Result<()> {
+    let Some(connection) = wait.run_until_cancelled(gate.admit()).await else {
+        return Ok(());
+    };
     drop(gate);
     let inside = UnixStream::connect(&path).await?;
     if sockopt::socket_domain(&connection)? == AddressFamily::UNIX {
@@ -129,4 +144,57 @@ fn tcp(connection: OwnedFd) -> std::net::TcpStream {
 async fn pump(mut from: impl AsyncRead + AsyncWrite + Unpin, mut to: UnixStream) -> io::Result<()> {
     copy_bidirectional_with_sizes(&mut from, &mut to, PIECE, PIECE).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::landing::Landing;
+
+    async fn gate(directory: &std::path::Path) -> Gate {
+        let opened = Landing::unix().open(directory, NOTICING).await;
+        opened.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_a_gate_to_which_nobody_comes_leaves_when_there_is_no_more_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = gate(dir.path()).await;
+        let wait = CancellationToken::new();
+        let need = wait.clone().drop_guard();
+        let carried = tokio::spawn(carry(gate, dir.path().join("qemu.sock"), wait));
+        assert!(!carried.is_finished());
+        drop(need);
+        carried.await.unwrap().unwrap();
+        let at = dir.path().join("migrate.sock");
+        let closed = UnixStream::connect(at).await.unwrap_err();
+        assert_eq!(closed.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn who_was_let_in_is_carried_for_to_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = gate(dir.path()).await;
+        let qemu = UnixListener::bind(dir.path().join("qemu.sock")).unwrap();
+        let wait = CancellationToken::new();
+        let need = wait.clone().drop_guard();
+        let ticket = gate.ticket;
+        let carried = tokio::spawn(carry(gate, dir.path().join("qemu.sock"), wait));
+        let mut source = UnixStream::connect(dir.path().join("migrate.sock"))
+            .await
+            .unwrap();
+        source.write_all(&ticket.bytes()).await.unwrap();
+        let (mut inside, _) = qemu.accept().await.unwrap();
+        drop(need);
+        source.write_all(b"memory").await.unwrap();
+        drop(source);
+        let mut read = Vec::new();
+        inside.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"memory");
+        drop(inside);
+        carried.await.unwrap().unwrap();
+    }
 }

@@ -247,6 +247,12 @@ pub(super) async fn memory_leaves_under_tls_or_not_at_all_unless_plaintext_was_a
             plaintext(),
             "under TLS alone",
         ),
+        // Who listens on a socket of this host may pass on what it reads.
+        (
+            authority.landing("a.example"),
+            Landing::unix(),
+            "under TLS alone",
+        ),
         (
             plaintext(),
             authority.landing("b.example"),
