@@ -53,6 +53,17 @@ impl Epoch {
     /// The epoch of a migration that was never taken up again.
     pub const FIRST: Self = Self(1);
 
+    /// The last that is believed. A source that died and came back each second would need 136 years for it: whoever
+    /// names a later one is broken or lies, and near the end of the numbers nobody could count past that lie, so that the
+    /// true source would be stale for ever.
+    pub const LAST: Self = Self(1 << 32);
+
+    /// Whether a source may be in it.
+    #[must_use]
+    pub fn is_believable(self) -> bool {
+        (Self::FIRST..=Self::LAST).contains(&self)
+    }
+
     /// The epoch after this one.
     #[must_use]
     pub const fn next(self) -> Self {

@@ -194,7 +194,7 @@ impl Session {
                 self.out.push_back(Message::Pong { id, clock });
                 let is_taken = role == Role::Answers && self.has(PROGRESS);
                 match underway.filter(|_| is_taken) {
-                    Some(Underway { epoch, .. }) if epoch < Epoch::FIRST => {
+                    Some(Underway { epoch, .. }) if !epoch.is_believable() => {
                         Err(SessionError::NoEpoch { epoch })
                     }
                     underway => Ok(underway.map(Event::Underway)),
@@ -224,7 +224,7 @@ impl Session {
                 if self.open.is_some() {
                     return Err(SessionError::OutOfTurn { what: "request" });
                 }
-                if request.epoch < Epoch::FIRST {
+                if !request.epoch.is_believable() {
                     return Err(SessionError::NoEpoch {
                         epoch: request.epoch,
                     });

@@ -344,36 +344,43 @@ fn how_far_a_migration_is_is_told_by_the_next_ping_to_a_side_that_knows_of_it() 
     }
 }
 
-#[test]
-fn what_is_told_of_an_epoch_before_the_first_is_refused() {
-    let mut session = session(Role::Answers);
-    session.message(hello(1), at(0)).unwrap();
-    let epoch: Epoch = serde_json::from_str("0").unwrap();
-    let told = Message::Ping {
-        id: 1,
-        underway: Some(Underway { epoch, ..UNDERWAY }),
-    };
-    let refused = session.message(told, at(0)).unwrap_err();
-    assert_eq!(refused, SessionError::NoEpoch { epoch });
+/// Epochs that no source is ever in: before the first, and past all that it could have counted to.
+fn no_epochs() -> [Epoch; 3] {
+    [0, (1 << 32) + 1, u64::MAX].map(|number| serde_json::from_value(number.into()).unwrap())
 }
 
 #[test]
-fn a_request_of_an_epoch_before_the_first_is_refused() {
-    let mut session = session(Role::Answers);
-    session.message(hello(1), at(0)).unwrap();
-    let epoch: Epoch = serde_json::from_str("0").unwrap();
-    let request = Message::Request {
-        id: 1,
-        within_ms: 1,
-        request: Request {
-            epoch,
-            ..request(7)
-        },
-    };
-    assert_eq!(
-        session.message(request, at(0)),
-        Err(SessionError::NoEpoch { epoch })
-    );
+fn what_is_told_of_an_epoch_that_no_source_is_in_is_refused() {
+    for epoch in no_epochs() {
+        let mut session = session(Role::Answers);
+        session.message(hello(1), at(0)).unwrap();
+        let told = Message::Ping {
+            id: 1,
+            underway: Some(Underway { epoch, ..UNDERWAY }),
+        };
+        let refused = session.message(told, at(0)).unwrap_err();
+        assert_eq!(refused, SessionError::NoEpoch { epoch });
+    }
+}
+
+#[test]
+fn a_request_of_an_epoch_that_no_source_is_in_is_refused() {
+    for epoch in no_epochs() {
+        let mut session = session(Role::Answers);
+        session.message(hello(1), at(0)).unwrap();
+        let request = Message::Request {
+            id: 1,
+            within_ms: 1,
+            request: Request {
+                epoch,
+                ..request(7)
+            },
+        };
+        assert_eq!(
+            session.message(request, at(0)),
+            Err(SessionError::NoEpoch { epoch })
+        );
+    }
 }
 
 #[test]
