@@ -26,6 +26,7 @@ use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::{Cause, Error};
 use crate::events::{News, What};
+use crate::journal::Unreadable;
 use crate::ops::migrate::recover_bygone;
 use crate::ops::{Became, Recovered};
 
@@ -58,6 +59,8 @@ pub(crate) struct Entry {
     pause: Duration,
     /// Its end is news: it was left open, and not by somebody who was told.
     is_news: bool,
+    /// An earlier driver left it.
+    is_earlier: bool,
 }
 
 impl Settling {
@@ -75,6 +78,15 @@ impl Settling {
             }
         });
         self.changed.notify_one();
+    }
+
+    /// Forgets those of which there is no record any more, and yields them. One whose record cannot be read is there.
+    fn take_gone(&self, records: &[Record], unread: &[Unreadable]) -> Vec<(Key, Entry)> {
+        let is_gone = |known: &Key, entry: &mut Entry| {
+            let is_unread = |bad: &Unreadable| bad.may_be_at(entry.uuid, known.1);
+            !records.iter().any(|record| key(record) == *known) && !unread.iter().any(is_unread)
+        };
+        self.with(|open| open.extract_if(is_gone).collect())
     }
 
     pub(crate) fn entry(&self, record: &Record) -> Option<Entry> {
@@ -173,7 +185,7 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
         }
     };
     let now = Instant::now();
-    let gone: Vec<(Key, Entry)> = context.settling.with(|open| {
+    let may_be_gone = context.settling.with(|open| {
         for record in &records {
             open.entry(key(record)).or_insert_with(|| Entry {
                 since: SystemTime::now(),
@@ -185,15 +197,26 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
                 uuid: record.domain(),
                 pause: FIRST_PAUSE,
                 is_news: is_first,
+                is_earlier: is_first,
             });
         }
-        let is_gone =
-            |known: &Key, _: &mut Entry| !records.iter().any(|record| key(record) == *known);
-        open.extract_if(is_gone).collect()
+        let is_there = |known: &Key| records.iter().any(|record| key(record) == *known);
+        open.keys().any(|known| !is_there(known))
     });
+    let gone = match may_be_gone {
+        false => Vec::new(),
+        true => match context.unreadable().await {
+            Ok(unread) => context.settling.take_gone(&records, &unread),
+            Err(error) => {
+                let error = format!("{:#}", Error::from(error));
+                warn!(error, "which migrations are settled cannot be told");
+                Vec::new()
+            }
+        },
+    };
     for ((id, side), entry) in gone {
         if entry.is_news {
-            tell(context, id, side, entry.uuid);
+            tell(context, id, side, &entry);
         }
     }
     Some(records)
@@ -271,7 +294,8 @@ impl Peer for Unknown {
 }
 
 /// A migration that was left open is settled on both sides.
-fn tell(context: &Arc<Context>, id: MigrationId, side: Side, uuid: Uuid) {
+fn tell(context: &Arc<Context>, id: MigrationId, side: Side, entry: &Entry) {
+    let uuid = entry.uuid;
     let domain = context.registry.by_uuid(uuid).map(Domain);
     let is_here = domain
         .as_ref()
@@ -302,7 +326,9 @@ fn tell(context: &Arc<Context>, id: MigrationId, side: Side, uuid: Uuid) {
         job: Some(job),
         became,
     };
-    context.recoveries.settled(recovered.clone());
+    context
+        .recoveries
+        .settled(recovered.clone(), entry.is_earlier);
     let what = What::Recovered(recovered);
     match domain {
         Some(domain) => domain.0.tell(what),
@@ -312,5 +338,50 @@ fn tell(context: &Arc<Context>, id: MigrationId, side: Side, uuid: Uuid) {
             at: SystemTime::now(),
             what,
         })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_migrate::{Epoch, Journal, RunState, SourceStage};
+
+    use super::*;
+    use crate::journal::{StoreJournal, unreadable};
+    use crate::store::{MemoryStore, Shelf, StateStore};
+
+    #[tokio::test]
+    async fn a_migration_whose_record_cannot_be_read_any_more_is_not_settled() {
+        let store = Arc::new(MemoryStore::default());
+        let journal = StoreJournal::new(store.clone());
+        let record = Record::Source(SourceRecord {
+            migration: MigrationId::random(),
+            domain: Uuid::new_v4(),
+            epoch: Epoch::FIRST,
+            run: RunState::Running,
+            peer: "there".into(),
+            stage: SourceStage::HandingOver,
+        });
+        journal.store(&record).await.unwrap();
+        let settling = Settling::default();
+        let entry = Entry {
+            since: SystemTime::now(),
+            next: Instant::now(),
+            uuid: record.domain(),
+            pause: FIRST_PAUSE,
+            is_news: true,
+            is_earlier: false,
+        };
+        settling.with(|open| open.insert(key(&record), entry));
+        let gone = async || {
+            let unread = unreadable(&*store).unwrap();
+            settling.take_gone(&journal.list().await.unwrap(), &unread)
+        };
+        assert!(gone().await.is_empty(), "it is there");
+        let name = store.list(Shelf::Migrations).unwrap().remove(0).0;
+        store.put(Shelf::Migrations, &name, b"{").unwrap();
+        assert!(gone().await.is_empty(), "nobody knows how it stands");
+        store.remove(Shelf::Migrations, &name).unwrap();
+        assert_eq!(gone().await.len(), 1);
+        assert!(settling.entry(&record).is_none());
     }
 }

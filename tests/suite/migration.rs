@@ -105,6 +105,8 @@ tests! {
     an_operator_lets_a_complete_copy_run_whose_source_is_fenced,
     an_operator_rules_at_once_while_the_call_that_migrates_still_asks,
     a_guest_that_both_hosts_have_lost_is_started_anew_by_an_operators_word,
+    a_ruling_that_takes_longer_than_its_call_may_is_told_as_one_that_stands,
+    a_guest_that_stays_is_not_let_run_while_a_record_of_it_cannot_be_read,
     an_operators_word_reaches_the_migration_it_names_and_no_other,
     a_destination_that_calls_a_command_a_place_has_none_run,
     a_guest_that_qemu_does_not_let_run_there_is_given_back_and_runs_here,

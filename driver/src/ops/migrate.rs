@@ -166,6 +166,8 @@ impl Domain {
     /// have begun only the last of these ends what is here.
     ///
     /// One that is in doubt while its call still asks the other side is ruled at once, and its call ends with what was ruled.
+    /// If that takes longer than this call may, it fails as [`TimedOut`](crate::ErrorKind::TimedOut), with an unknown
+    /// [effect](crate::Effect::Unknown): the ruling stands.
     /// Which one it is of several is told as by [`Domain::recover_migration`];
     /// [`Driver::resolve_migration`](crate::Driver::resolve_migration) is told which one is meant.
     pub fn resolve_migration(&self, ruling: Ruling) -> Call<Report> {
@@ -185,11 +187,20 @@ impl Domain {
             if let Ok(asking) = underway(&domain)
                 && asking.migration == migration
                 && asking.control.rule(ruling)
-                // Without a report it was left as it is, and is ruled under a job of its own.
-                && let Ok(Some(report)) = timeout_at(deadline, asking.control.ended()).await
             {
-                gone_with(&domain, live, deadline).await?;
-                return Ok(report);
+                let began = Instant::now();
+                let ended = timeout_at(deadline, asking.control.ended()).await;
+                let ended = ended.map_err(|_| {
+                    let what =
+                        "the migration to end as ruled: it has taken that, and will act by it";
+                    let waited = began.elapsed();
+                    domain.error("settle-migration", Cause::TimedOut { what, waited })
+                });
+                // Without a report it was left as it is, and is ruled under a job of its own.
+                if let Some(report) = ended? {
+                    gone_with(&domain, live, deadline).await?;
+                    return Ok(report);
+                }
             }
             domain.resolve_left(migration, ruling).until(deadline).await
         })

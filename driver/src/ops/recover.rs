@@ -113,15 +113,17 @@ impl Recoveries {
             .clone()
     }
 
-    /// A migration that was in doubt is settled.
-    pub(crate) fn settled(&self, recovered: Recovered) {
+    /// A migration that was in doubt is settled. One that this driver itself began, or took a guest in by, is no matter of an
+    /// earlier one: there is no end to those, so they are told as news and not kept.
+    pub(crate) fn settled(&self, recovered: Recovered, is_earlier: bool) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let is_it = |known: &&mut Recovered| {
             known.uuid == recovered.uuid && known.became == Became::InDoubt
         };
         match all.iter_mut().find(is_it) {
             Some(known) => *known = recovered,
-            None => all.push(recovered),
+            None if is_earlier => all.push(recovered),
+            None => {}
         }
     }
 
@@ -354,4 +356,31 @@ async fn bury(op: &AsyncOp, work: Option<Work>) -> Result<Became, Error> {
     };
     domain.0.observe(Observation::Ended(why));
     Ok(became)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(became: Became) -> Recovered {
+        Recovered {
+            name: "web".into(),
+            uuid: Some(Uuid::nil()),
+            job: None,
+            became,
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_driver_left_is_remembered_and_what_this_one_settles_of_its_own_is_not() {
+        let recoveries = Recoveries::default();
+        recoveries.add(found(Became::InDoubt));
+        for _ in 0..9 {
+            recoveries.settled(found(Became::Finished), false);
+        }
+        let all = recoveries.all();
+        assert_eq!((all.len(), &all[0].became), (1, &Became::Finished));
+        recoveries.settled(found(Became::Undone), true);
+        assert_eq!(recoveries.all().len(), 2);
+    }
 }

@@ -2,17 +2,19 @@
 //! word where they never will.
 
 use std::future::{IntoFuture, pending};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use driver::{Became, Driver, ErrorKind, MigrateOptions, Next, Notice, Run, What};
+use driver::{Became, Driver, Effect, ErrorKind, MigrateOptions, Next, Notice, Run, What};
 use remote_migrate::verdict::Ruling;
 use remote_migrate::{
-    Answer, Call, Destination, Owner, Peer, PeerError, Reply, Request, Service, Side,
+    Answer, Call, Destination, Owner, Peer, PeerError, Reason, Reply, Request, Service, Side,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
 use super::restart::{Daemon, Deaf, Town, begins_to_move};
 use super::{SECOND, counts_on, is_performing, slow};
@@ -251,6 +253,97 @@ pub(super) async fn a_guest_that_both_hosts_have_lost_is_started_anew_by_an_oper
     // The other side is still to be told, and never will be.
     domain.start().await.expect("it is nowhere else");
     assert!(domain.query_status().await.expect("it answers").running);
+}
+
+pub(super) async fn a_ruling_that_takes_longer_than_its_call_may_is_told_as_one_that_stands(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let peer = Arc::new(Unasked {
+        there: there.driver.destination(),
+        reached: Notify::new(),
+    });
+    let moving = tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
+    peer.reached.notified().await;
+    let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    kill(copy.observed().pid.expect("it has a process"), Signal::KILL);
+    // What is ruled is looked at first, and nobody answers.
+    let qemu = domain.observed().pid.expect("it has a process");
+    kill(qemu, Signal::STOP);
+    let ruled = domain.resolve_migration(Ruling::PeerFenced);
+    let error = ruled.deadline(SECOND).await.expect_err("it is too slow");
+    assert_eq!(
+        (error.kind(), error.effect()),
+        (ErrorKind::TimedOut, Effect::Unknown),
+        "{error:#}"
+    );
+    assert!(error.to_string().contains("as ruled"), "{error}");
+    kill(qemu, Signal::CONT);
+    let error = moving.await.expect("no panic").expect_err("it stays");
+    let text = format!("{error:#}");
+    assert!(text.contains("an operator ruled"), "{text}");
+    counts_on(&rig, 0, 20 * SECOND).await;
+}
+
+/// The way to a daemon that does not take the guest. By then a record of the guest is damaged here.
+struct Refusing {
+    there: Destination,
+    record: PathBuf,
+}
+
+#[async_trait]
+impl Peer for Refusing {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        if request.call != Call::Finish {
+            return Ok(self.there.serve(request, deadline).await);
+        }
+        std::fs::write(&self.record, b"{").expect("there is room");
+        Ok(Answer {
+            migration: request.migration,
+            epoch: request.epoch,
+            reply: Reply::Refused(Reason::new("it is not wanted")),
+            trouble: None,
+            resumed: None,
+        })
+    }
+}
+
+pub(super) async fn a_guest_that_stays_is_not_let_run_while_a_record_of_it_cannot_be_read(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let name = format!("{}-source-{}.json", Uuid::new_v4(), domain.uuid());
+    let record = rig.dir.path().join("state/migrations").join(name);
+    let peer = Arc::new(Refusing {
+        there: there.driver.destination(),
+        record: record.clone(),
+    });
+    let mut told = domain.subscribe();
+    let moving = tokio::spawn(
+        domain
+            .migrate(peer, MigrateOptions::default())
+            .into_future(),
+    );
+    let tried_again = async {
+        let mut tries = 0;
+        while tries < 2 {
+            if let Notice::News { news, .. } = told.next().await
+                && matches!(&news.what, What::Phase { phase, .. } if &**phase == "confirm")
+            {
+                tries += 1;
+            }
+        }
+    };
+    let tried = timeout_at(Instant::now() + 30 * SECOND, tried_again).await;
+    tried.expect("it is tried again");
+    let status = domain.query_status().await.expect("it answers");
+    assert!(!status.running, "another host may have it");
+    std::fs::remove_file(&record).expect("an operator takes it away");
+    let error = moving.await.expect("no panic").expect_err("it stays");
+    assert!(format!("{error:#}").contains("not wanted"), "{error:#}");
+    counts_on(&rig, 1, 20 * SECOND).await;
 }
 
 /// The way to a daemon that hears the first question, dies of it, and is never told how that ended.

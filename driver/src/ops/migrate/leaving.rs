@@ -310,7 +310,11 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     monitor.execute(only(&[])).await?;
     stream_tls::take_off(&monitor).await?;
     if run == RunState::Running && !monitor.execute(command::QueryStatus).await?.running {
-        monitor.execute(command::Cont).await?;
+        drop(monitor);
+        // What cannot be read may be another migration of it, by which it runs elsewhere.
+        let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());
+        context.refuse_unreadable(uuid).await?;
+        op.monitor().await?.execute(command::Cont).await?;
     }
     Ok(())
 }
