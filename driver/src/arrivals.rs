@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use job_core::AsyncKind;
+use monitor_qmp::command;
 use remote_migrate::{
     CopyState, DestinationHost, Downtime, Echo, Estimate, Guest as Arriving, HostError, Load,
     MigrationId, Prepared, Ran, Reason, RunState, Side, StartError, Step, Transfer,
@@ -72,6 +73,15 @@ enum Fate {
     Arrived,
     /// It was left to itself, or is out of sight: as by an earlier daemon.
     Left,
+}
+
+/// What a copy is that nobody let run while its memory comes by post-copy.
+fn in_halves(status: &command::RunState) -> CopyState {
+    match status {
+        command::RunState::InMigrate => CopyState::Incoming,
+        // All is there that is needed to start it.
+        _ => CopyState::Switched,
+    }
 }
 
 impl Arrivals {

@@ -60,6 +60,7 @@ tests! {
     a_destination_that_dies_before_it_is_asked_takes_the_guest_when_it_is_back,
     a_destination_that_dies_as_it_takes_the_guest_runs_it_when_it_is_back,
     a_destination_that_dies_as_it_takes_a_guest_in_two_halves_runs_it_when_it_is_back,
+    a_destination_that_dies_before_it_is_asked_for_a_guest_in_two_halves_runs_it_when_it_is_back,
     a_destination_that_dies_as_it_starts_the_guest_owns_it_when_it_is_back,
     a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back,
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,
@@ -116,6 +117,7 @@ tests! {
     a_source_that_loses_sight_of_a_guest_while_memory_moves_keeps_it,
     a_source_that_loses_sight_of_a_guest_as_it_offers_it_ends_what_it_has_given_away,
     a_post_copy_that_both_sides_lose_sight_of_comes_to_its_end,
+    a_post_copy_whose_guest_is_let_run_late_goes_on_over_another_stream,
 }
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -11,11 +11,13 @@ use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{CopyState, Owner, Ran, RunState, Side, Step};
 use tokio::time::{Instant, sleep};
 
+use super::in_halves;
 use super::taken::taken;
 use crate::context::Context;
 use crate::domain::{Domain, Sight};
 use crate::error::{Cause, Error, ErrorKind};
 use crate::ops::destroy::cleaned_up;
+use crate::ops::migrate::is_post_copy;
 use crate::ops::start::{give_up, refuse_if_running, run, run_in_halves};
 use crate::ops::{AsyncOp, Op};
 use crate::records::Work;
@@ -71,9 +73,12 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
 
 /// Sees to it that nothing is left of one that is not the guest.
 pub(super) async fn discard(context: &Context, step: Step) -> Result<(), Error> {
+    let was_taken = was_taken(context, step).await?;
     match look(context, step).await? {
         CopyState::Gone(_) => return forget(context, step).await,
         CopyState::Incoming | CopyState::Complete => {}
+        // Nobody took it while some of its memory was to come, and now none will.
+        CopyState::Switched if !was_taken => {}
         _ => return Err(Cause::State("it may be the guest".into()).into()),
     }
     let work = move |op: AsyncOp| async move {
@@ -160,6 +165,10 @@ async fn see(mut op: Op, was_taken: bool) -> Result<CopyState, Error> {
             Some(MigrationStatus::Completed) => CopyState::Complete,
             Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
                 CopyState::Gone(Ran::Never)
+            }
+            status if is_post_copy(status.as_ref()) => {
+                let status = op.monitor()?.execute(command::QueryStatus).await?.status;
+                in_halves(&status)
             }
             _ => CopyState::Incoming,
         });

@@ -18,9 +18,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::Trace;
 use super::recover::Recovery;
 use super::taken::{Before, taken};
+use super::{Trace, in_halves};
 use crate::domain::state::Observed;
 use crate::domain::{Live, Sight};
 use crate::error::{Cause, Effect, Error};
@@ -80,6 +80,7 @@ pub(super) async fn hold(
         gate,
         recovery: Recovery::default(),
         is_in_halves: false,
+        is_in_doubt: false,
         is_left: false,
     };
     let end = held.obey(&mut told, progress).await;
@@ -169,6 +170,8 @@ struct Held {
     recovery: Recovery,
     /// Whether it was started before all of its memory was there.
     is_in_halves: bool,
+    /// Whether QEMU has not answered that it lets it run, and may have.
+    is_in_doubt: bool,
     /// Whether what becomes of it is left to the driver that comes next, or to this one when it can see it again.
     is_left: bool,
 }
@@ -211,7 +214,7 @@ impl Held {
                     self.op.report_transfer(transfer, estimate);
                     continue;
                 }
-                () = all_there(&self.op), if self.is_in_halves => {
+                () = all_there(&self.op), if self.is_in_halves && !self.is_in_doubt => {
                     self.take_tls_off().await;
                     return Ok(());
                 }
@@ -235,8 +238,9 @@ impl Held {
                     match end {
                         // It is a copy like before, and may be the last one if the source's dies now.
                         Some(_) if !self.live.has_run() => {}
+                        // Nobody else knows that memory is missing, and lets the rest of it in over another stream.
+                        _ if self.is_in_halves => {}
                         Some(cause) => return Err(cause.into()),
-                        None if self.is_in_halves => {}
                         None => return Ok(()),
                     }
                 }
@@ -295,12 +299,15 @@ impl Held {
         self.op.set_phase("finish");
         self.op.job().pass_point_of_return();
         let before = Before::of(&self.op);
-        let Err(error) = self.take(state).await else {
+        let taken = self.take(state).await;
+        self.is_in_doubt = taken.is_err();
+        let Err(error) = taken else {
             return Ok(());
         };
         if self.live.has_run() && !self.is_refused(&error).await {
             return Err(StartError::may_have_run(error));
         }
+        self.is_in_doubt = false;
         self.live.mark_not_run();
         self.is_in_halves = false;
         match before.again(&self.op).await {
@@ -312,8 +319,7 @@ impl Held {
 
     /// Whether QEMU did not let it run, by its own words.
     async fn is_refused(&mut self, error: &Error) -> bool {
-        let status = async { self.op.monitor().await?.execute(command::QueryStatus).await };
-        error.effect() != Effect::Unknown && status.await.is_ok_and(|status| !status.running)
+        error.effect() != Effect::Unknown && self.is_running().await.is_ok_and(|is| !is)
     }
 
     async fn take(&mut self, state: RunState) -> Result<(), Error> {
@@ -344,6 +350,11 @@ impl Held {
         }
     }
 
+    async fn is_running(&mut self) -> Result<bool, Error> {
+        let monitor = self.op.monitor().await?;
+        Ok(monitor.execute(command::QueryStatus).await?.running)
+    }
+
     fn sight(&self) -> Result<Sight, Cause> {
         let domain = &self.op.domain().0;
         domain.sight(self.live.process.as_deref(), self.live.generation)
@@ -358,9 +369,12 @@ impl Held {
             };
             return Ok(CopyState::Gone(ran));
         }
-        if self.live.has_run() {
-            // A guest that waits for memory may hold QEMU's main loop: not asked, but told by its events.
-            let observed = self.op.domain().observed();
+        // A guest that waits for memory may hold QEMU's main loop: not asked, but told by its events.
+        let observed = self.op.domain().observed();
+        if self.is_in_doubt && (observed.run.is_running() || self.is_running().await?) {
+            self.is_in_doubt = false;
+        }
+        if self.live.has_run() && !self.is_in_doubt {
             return Ok(if is_all_there(&observed) {
                 CopyState::Started
             } else {
@@ -376,11 +390,7 @@ impl Held {
             }
             status if is_post_copy(status.as_ref()) => {
                 let status = monitor.execute(command::QueryStatus).await?.status;
-                if status == command::RunState::InMigrate {
-                    CopyState::Incoming
-                } else {
-                    CopyState::Switched
-                }
+                in_halves(&status)
             }
             _ => CopyState::Incoming,
         })

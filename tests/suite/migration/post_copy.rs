@@ -130,6 +130,13 @@ async fn breaks_and_goes_on(rig: &Rig, from: Landing, to: Landing) {
     let rig = Rig::at(&rig.env, from);
     let there = Rig::at(&rig.env, to);
     let (domain, moving) = in_post_copy(&rig, &there).await;
+    breaks(&domain).await;
+    unlimited(&domain).await;
+    arrives(&rig, &there, &domain, moving).await;
+}
+
+/// Breaks the stream of a post-copy, and waits until it is taken up over another.
+pub(super) async fn breaks(domain: &Domain) {
     let mut events = domain.subscribe();
     let breaks = |mut op: Op| async move {
         op.monitor()?.execute(MigratePause).await?;
@@ -153,8 +160,6 @@ async fn breaks_and_goes_on(rig: &Rig, from: Landing, to: Landing) {
     };
     let again = timeout_at(Instant::now() + 30 * SECOND, again).await;
     again.expect("it is taken up again");
-    unlimited(&domain).await;
-    arrives(&rig, &there, &domain, moving).await;
 }
 
 pub(super) async fn post_copy_is_not_for_a_migration_that_was_begun_without_it(rig: Rig) {

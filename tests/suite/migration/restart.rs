@@ -324,9 +324,19 @@ pub(super) async fn a_destination_that_dies_with_its_answer_repeats_it_when_it_i
 pub(super) async fn a_destination_that_dies_as_it_takes_a_guest_in_two_halves_runs_it_when_it_is_back(
     rig: Rig,
 ) {
+    arrives_in_halves_past_a_death(rig, Dies::Taking).await;
+}
+
+pub(super) async fn a_destination_that_dies_before_it_is_asked_for_a_guest_in_two_halves_runs_it_when_it_is_back(
+    rig: Rig,
+) {
+    arrives_in_halves_past_a_death(rig, Dies::Unasked).await;
+}
+
+async fn arrives_in_halves_past_a_death(rig: Rig, dies: Dies) {
     let dir = tempfile::tempdir().expect("it can be made");
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let there = Mortal::new(&rig.env, dir.path(), Dies::Taking).await;
+    let there = Mortal::new(&rig.env, dir.path(), dies).await;
     let moving = turned_to_post_copy(&domain, there.clone()).await;
     while !there.has_died().await {
         tokio::task::yield_now().await;

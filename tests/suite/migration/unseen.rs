@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use driver::{Domain, Driver, Error, ErrorKind, Landing, MigrateOptions, Run};
+use driver::{Defaults, Domain, Driver, Error, ErrorKind, Landing, MigrateOptions, Run};
 use monitor_qmp::command::Cont;
 use monitor_qmp::{Closed, Deadline, Error as QmpError, Greeting, Health, Qmp, Reply, Request};
 use remote_migrate::{Answer, Call, Owner, Peer, PeerError, Report, Request as Question};
 use tokio::time::Instant;
 
-use super::post_copy::{in_post_copy, is_in_post_copy, unlimited};
+use super::post_copy::{breaks, in_post_copy, is_in_post_copy, turned_to_post_copy, unlimited};
 use super::{SECOND, at_full_speed, counts_on, is_performing, peer, slow};
 use crate::recovery::{cut, cut_at};
-use crate::rig::{Rig, boot};
+use crate::rig::{Rig, Signal, boot, kill};
 
 /// Waits until the driver has another connection to the guest's QEMU, or has noticed that it has none any more.
 async fn is_noticed(domain: &Domain, than: u64) {
@@ -61,32 +61,45 @@ pub(super) async fn a_copy_that_is_out_of_sight_while_its_memory_comes_is_taken_
     has_arrived(&rig, &there.driver, &domain, moved).await;
 }
 
-/// When the connection is lost over which a guest is to be let run.
+/// What goes wrong as a guest is let run.
 #[derive(Clone, Copy)]
-enum Cut {
-    Before,
-    After,
+enum Fault {
+    CutBefore,
+    CutAfter,
+    /// QEMU stands until nobody waits for its answer any more, and does it then.
+    Late,
 }
 
-/// A monitor whose connection is lost once, as its guest is let run.
+/// A monitor with which that goes wrong once.
 struct Fragile {
     monitor: Arc<dyn Qmp>,
-    cut: Cut,
-    /// Where it listens, until it was cut.
-    place: Arc<Mutex<Option<PathBuf>>>,
+    fault: Fault,
+    victim: Victim,
 }
+
+/// Where its monitor listens, and whose guest it is; until it has gone wrong.
+type Victim = Arc<Mutex<Option<(PathBuf, Driver)>>>;
 
 #[async_trait]
 impl Qmp for Fragile {
     async fn call(&self, request: Request) -> Result<Reply, QmpError> {
         let is_the_one = request.name == "cont";
-        let place = is_the_one.then(|| self.place.lock().expect("no panic").take());
-        let Some(place) = place.flatten() else {
+        let victim = is_the_one.then(|| self.victim.lock().expect("no panic").take());
+        let Some((place, driver)) = victim.flatten() else {
             return self.monitor.call(request).await;
         };
         let deadline = request.deadline;
-        if let Cut::After = self.cut {
-            self.monitor.call(request).await.expect("the guest runs");
+        match self.fault {
+            Fault::CutBefore => {}
+            Fault::CutAfter => drop(self.monitor.call(request).await.expect("it runs")),
+            Fault::Late => {
+                let copy = driver.by_name("web").expect("it is known");
+                let qemu = copy.observed().pid.expect("it has a process");
+                kill(qemu, Signal::STOP);
+                let late = self.monitor.call(request).await;
+                kill(qemu, Signal::CONT);
+                return Err(late.expect_err("it stands"));
+            }
         }
         cut_at(&place);
         self.monitor.closed().await;
@@ -114,41 +127,64 @@ impl Qmp for Fragile {
 pub(super) async fn a_destination_that_loses_sight_of_a_guest_before_it_lets_it_run_does_so_once_it_is_seen(
     rig: Rig,
 ) {
-    arrives_past_a_cut(rig, Cut::Before).await;
+    arrives_past_a_cut(rig, Fault::CutBefore).await;
 }
 
 pub(super) async fn a_destination_that_loses_sight_of_a_guest_as_it_lets_it_run_owns_it_once_it_is_seen(
     rig: Rig,
 ) {
-    arrives_past_a_cut(rig, Cut::After).await;
+    arrives_past_a_cut(rig, Fault::CutAfter).await;
 }
 
-async fn arrives_past_a_cut(rig: Rig, cut: Cut) {
+async fn arrives_past_a_cut(rig: Rig, fault: Fault) {
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let run_dir = rig.dir.path().join("there");
-    let socket = run_dir.join(format!("{}/monitor.sock", domain.uuid()));
-    let place = Arc::new(Mutex::new(Some(socket)));
-    let left = place.clone();
-    let transports = rig.env.transports().expect("they load");
-    let there = Driver::builder(transports, run_dir)
-        .state_dir(rig.dir.path().join("there-state"))
-        .qemu(&rig.env.qemu)
-        .landing(Landing::unix())
-        .wrap_monitor(move |_, monitor| {
-            let place = place.clone();
-            Arc::new(Fragile {
-                monitor,
-                cut,
-                place,
-            })
-        })
-        .build();
-    let there = rig.with_driver(there.expect("its directories are free"));
+    let (there, left) = fragile(&rig, &domain, fault);
     let moved = domain.migrate(peer(&there), MigrateOptions::default());
     let moved = moved.await;
     assert!(left.lock().expect("no panic").is_none(), "it was cut");
     let guest = has_arrived(&rig, &there.driver, &domain, moved).await;
     guest.reset().await.expect("nobody holds it any more");
+}
+
+/// A driver with which that goes wrong once, for that guest.
+fn fragile(rig: &Rig, domain: &Domain, fault: Fault) -> (Rig, Victim) {
+    let run_dir = rig.dir.path().join("there");
+    let socket = run_dir.join(format!("{}/monitor.sock", domain.uuid()));
+    let victim = Victim::default();
+    let known = victim.clone();
+    let transports = rig.env.transports().expect("they load");
+    let there = Driver::builder(transports, run_dir)
+        .state_dir(rig.dir.path().join("there-state"))
+        .qemu(&rig.env.qemu)
+        .defaults(Defaults {
+            command: 3 * SECOND,
+            ..Defaults::default()
+        })
+        .landing(Landing::unix())
+        .wrap_monitor(move |_, monitor| {
+            let victim = known.clone();
+            Arc::new(Fragile {
+                monitor,
+                fault,
+                victim,
+            })
+        })
+        .build();
+    let there = rig.with_driver(there.expect("its directories are free"));
+    let whose = (socket, there.driver.clone());
+    *victim.lock().expect("no panic") = Some(whose);
+    (there, victim)
+}
+
+pub(super) async fn a_post_copy_whose_guest_is_let_run_late_goes_on_over_another_stream(rig: Rig) {
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let (there, _) = fragile(&rig, &domain, Fault::Late);
+    let moving = turned_to_post_copy(&domain, peer(&there)).await;
+    is_in_post_copy(&domain).await;
+    breaks(&domain).await;
+    unlimited(&domain).await;
+    let moved = moving.await.expect("no panic");
+    has_arrived(&rig, &there.driver, &domain, moved).await;
 }
 
 pub(super) async fn a_source_that_loses_sight_of_a_guest_while_memory_moves_keeps_it(rig: Rig) {
