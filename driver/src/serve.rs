@@ -3,12 +3,13 @@
 //! Knows streams, and how to learn who is behind one. Who may be is the allow-list's matter, what is asked that of
 //! `remote-migrate`, and what is done about it that of the arrivals.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use remote_migrate::Destination;
-use remote_migrate::wire::{Link, Options, PeerIdentity, Tls, serve_connection};
+use remote_migrate::wire::{Link, Options, PeerIdentity, Stream, Tls, serve_connection};
+use remote_migrate::{Destination, Reason};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
@@ -18,9 +19,12 @@ use tracing::warn;
 
 use crate::driver::Driver;
 
-/// How many connections there are at most behind one door; a daemon needs one for each that sends it guests. More wait
-/// in the kernel's queue.
+/// How many connections are served at most behind one door; a daemon needs one for each that sends it guests.
 const PLACES: usize = 64;
+/// How many more have not shown yet who they are, or wait for a place. Whoever comes when all seats are taken has that of
+/// the one that has sat there longest: a handshake takes milliseconds, and one that takes longer than so many others needs
+/// need not end.
+const SEATS: usize = 64;
 /// After a failure to accept, as when the process is out of descriptors: it would fail again at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -100,9 +104,8 @@ async fn serve(
     parting: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(PLACES));
+    let mut hall = Hall::default();
     loop {
-        let place = places.clone().acquire_owned().await;
-        let place = place.expect("the semaphore is never closed");
         let caller = match door.accept().await {
             Ok(caller) => caller,
             Err(error) => {
@@ -111,14 +114,31 @@ async fn serve(
                 continue;
             }
         };
+        let (seat, places) = (hall.enter(), places.clone());
         let (destination, options) = (destination.clone(), options.clone());
         let parting = parting.clone();
         connections.spawn(async move {
-            parting
-                .run_until_cancelled(attend(caller, &destination, &options))
-                .await;
-            drop(place);
+            let attended = attend(caller, &seat, &places, &destination, &options);
+            parting.run_until_cancelled(attended).await;
         });
+    }
+}
+
+/// Those who sit and wait, the one that came first in front. A seat is cancelled when it is left or taken away.
+#[derive(Default)]
+struct Hall(VecDeque<CancellationToken>);
+
+impl Hall {
+    fn enter(&mut self) -> CancellationToken {
+        self.0.retain(|seat| !seat.is_cancelled());
+        if self.0.len() >= SEATS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.cancel();
+        }
+        let seat = CancellationToken::new();
+        self.0.push_back(seat.clone());
+        seat
     }
 }
 
@@ -129,34 +149,62 @@ enum Caller {
     Plaintext(TcpStream),
 }
 
-/// Serves one connection to its end.
-async fn attend(caller: Caller, destination: &Destination, options: &Options) {
-    let link = Link::new();
-    let attended = async {
-        // Why a connection broke is logged by the wire, and what was asked over it goes on.
-        let _broken = match caller {
-            Caller::Unix(stream) => {
+impl Caller {
+    /// Learns who it is.
+    async fn met(self, options: &Options) -> io::Result<(Box<dyn Stream>, PeerIdentity)> {
+        Ok(match self {
+            Self::Unix(stream) => {
                 let identity = PeerIdentity::of_unix(&stream)?;
-                serve_connection(stream, &identity, destination, options, &link).await
+                (Box::new(stream), identity)
             }
-            Caller::Tls(stream, tls) => {
+            Self::Tls(stream, tls) => {
                 stream.set_nodelay(true)?;
                 let limit = Instant::now() + options.connect;
-                let (stream, identity) =
-                    tls.accept(stream, limit).await.map_err(io::Error::other)?;
-                serve_connection(stream, &identity, destination, options, &link).await
+                let met = tls.accept(stream, limit).await;
+                let (stream, identity) = met.map_err(io::Error::other)?;
+                (Box::new(stream), identity)
             }
-            Caller::Plaintext(stream) => {
+            Self::Plaintext(stream) => {
                 stream.set_nodelay(true)?;
                 let identity = PeerIdentity::of_tcp(&stream)?;
-                serve_connection(stream, &identity, destination, options, &link).await
+                (Box::new(stream), identity)
             }
-        };
-        io::Result::Ok(())
-    };
-    if let Err(error) = attended.await {
-        warn!(%error, "nobody to serve was found behind a connection");
+        })
     }
+}
+
+/// Serves one connection to its end, once it is known whose it is and there is a place for it.
+async fn attend(
+    caller: Caller,
+    seat: &CancellationToken,
+    places: &Semaphore,
+    destination: &Destination,
+    options: &Options,
+) {
+    let waiting = async {
+        let met = caller.met(options).await?;
+        let place = places.acquire().await;
+        io::Result::Ok((met, place.expect("the semaphore is never closed")))
+    };
+    let waited = seat.run_until_cancelled(waiting).await;
+    seat.cancel();
+    let ((stream, identity), _place) = match waited {
+        Some(Ok(met)) => met,
+        Some(Err(error)) => {
+            let why = Reason::of(&error);
+            warn!(%why, "nobody to serve was found behind a connection");
+            return;
+        }
+        None => {
+            warn!(
+                "a connection was closed behind which nobody has shown who it is, for those who came after it"
+            );
+            return;
+        }
+    };
+    let link = Link::new();
+    // Why a connection broke is logged by the wire, and what was asked over it goes on.
+    let _broken = serve_connection(stream, &identity, destination, options, &link).await;
 }
 
 #[cfg(test)]
@@ -240,5 +288,18 @@ mod tests {
         });
         assert_eq!(waits.unwrap().reply, Reply::Unknown);
         drop((leaves, all));
+    }
+
+    #[test]
+    fn whoever_comes_when_all_seats_are_taken_has_that_of_the_one_that_came_first() {
+        let mut hall = Hall::default();
+        let seats: Vec<_> = (0..SEATS).map(|_| hall.enter()).collect();
+        assert!(!seats.iter().any(CancellationToken::is_cancelled));
+        seats[7].cancel();
+        let next = hall.enter();
+        assert!(!seats[0].is_cancelled(), "one was free");
+        hall.enter();
+        assert!(seats[0].is_cancelled());
+        assert!(!seats[1].is_cancelled() && !next.is_cancelled());
     }
 }

@@ -4,10 +4,12 @@ mod kept;
 mod memory;
 mod newer;
 mod nobody_comes;
+mod over_wire;
 mod policy;
 mod post_copy;
 mod restart;
 mod settling;
+mod strangers;
 mod tls;
 mod tls_restart;
 mod traps;
@@ -30,10 +32,12 @@ use kept::*;
 use memory::*;
 use newer::*;
 use nobody_comes::*;
+use over_wire::*;
 use policy::*;
 use post_copy::*;
 use restart::*;
 use settling::*;
+use strangers::*;
 use tls::*;
 use tls_restart::*;
 use traps::*;
@@ -72,6 +76,8 @@ tests! {
     a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
     memory_is_read_on_its_way_in_plaintext_and_not_under_tls,
     a_guest_moves_there_and_back_under_tls_and_keeps_no_key,
+    whoever_is_none_to_be_served_starts_nothing_leaves_nothing_and_shuts_nobody_out,
+    a_guest_moves_there_and_back_between_daemons_that_speak_under_tls_and_how_long_it_stood_still_is_told,
     a_key_that_was_only_half_put_on_is_forgotten,
     who_is_not_believed_gets_no_memory_and_the_guest_runs_on,
     memory_leaves_under_tls_or_not_at_all_unless_plaintext_was_allowed,

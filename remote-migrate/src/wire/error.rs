@@ -27,7 +27,7 @@ pub enum WireError {
     /// The peer is not the one it should be, or may not connect.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The handshake failed.
+    /// The handshake failed, or its other side says after it that this one is not believed.
     #[error("agree with peer on TLS")]
     Tls(#[source] TlsError),
     /// The stream failed.
@@ -82,7 +82,10 @@ impl WireError {
         move |source| match source.kind() {
             // TLS without its last word, and a socket closed with bytes unread: both are a peer that is gone.
             io::ErrorKind::UnexpectedEof => Self::Closed,
-            _ => Self::Io { doing, source },
+            _ => match TlsError::of(&source) {
+                Some(error) => Self::Tls(error),
+                None => Self::Io { doing, source },
+            },
         }
     }
 }

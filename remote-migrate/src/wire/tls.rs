@@ -73,9 +73,52 @@ pub enum TlsError {
         /// What was given.
         name: String,
     },
-    /// The other side was not believed, or did not believe this one.
+    /// The other side showed no certificate.
+    #[error("believe peer: it showed no certificate")]
+    NoCertificate,
+    /// The other side showed a certificate that is not of the authority, whoever it says has signed it.
+    #[error("believe peer: its certificate is not of the authority")]
+    OtherAuthority(#[source] rustls::Error),
+    /// The other side showed the certificate of another one.
+    #[error("believe peer: its certificate has another name")]
+    OtherName(#[source] rustls::Error),
+    /// The other side did not believe this one, and says so.
+    #[error("be believed by peer")]
+    NotBelieved(#[source] rustls::Error),
+    /// They did not agree in another way.
     #[error("shake hands")]
     Handshake(#[source] std::io::Error),
+}
+
+impl TlsError {
+    /// What a failure of a stream under TLS is, if TLS is what failed. Whether the other side believes this one is only
+    /// told after the handshake, in place of the first answer.
+    pub(super) fn of(error: &std::io::Error) -> Option<Self> {
+        use rustls::{AlertDescription as Alert, CertificateError as Is, Error};
+        let error = error.get_ref()?.downcast_ref::<Error>()?;
+        Some(match error {
+            Error::NoCertificatesPresented => Self::NoCertificate,
+            // A signature fails where the other authority bears the name of ours.
+            Error::InvalidCertificate(Is::UnknownIssuer | Is::BadSignature) => {
+                Self::OtherAuthority(error.clone())
+            }
+            Error::InvalidCertificate(Is::NotValidForName | Is::NotValidForNameContext { .. }) => {
+                Self::OtherName(error.clone())
+            }
+            Error::AlertReceived(
+                Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::DecryptError,
+            ) => Self::NotBelieved(error.clone()),
+            _ => return None,
+        })
+    }
 }
 
 impl Tls {
@@ -150,8 +193,8 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// [`WireError::Tls`]: no certificate, or not one of the authority. [`WireError::Late`]: `deadline` came
-    /// first.
+    /// [`WireError::Tls`]: no certificate ([`TlsError::NoCertificate`]), or not one of the authority
+    /// ([`TlsError::OtherAuthority`]). [`WireError::Late`]: `deadline` came first.
     ///
     /// # Cancel safety
     ///
@@ -172,12 +215,13 @@ impl Tls {
 
     /// Shakes hands on a dialled stream with a peer that must have the DNS name `name`.
     ///
-    /// Whether the other side believes this one is only known when it answers.
+    /// Whether the other side believes this one is only known when it answers: [`TlsError::NotBelieved`] comes in place of
+    /// the greeting.
     ///
     /// # Errors
     ///
-    /// [`WireError::Tls`]: it has another name, or no certificate of the authority. [`WireError::Late`]:
-    /// `deadline` came first.
+    /// [`WireError::Tls`]: it has another name ([`TlsError::OtherName`]), or no certificate of the authority
+    /// ([`TlsError::OtherAuthority`]). [`WireError::Late`]: `deadline` came first.
     ///
     /// # Cancel safety
     ///
@@ -211,7 +255,10 @@ async fn on_time<T>(
 ) -> Result<T, WireError> {
     let began = Instant::now();
     match timeout_at(deadline, shaking).await {
-        Ok(done) => done.map_err(|error| WireError::Tls(TlsError::Handshake(error))),
+        Ok(done) => done.map_err(|error| {
+            let told = TlsError::of(&error);
+            WireError::Tls(told.unwrap_or(TlsError::Handshake(error)))
+        }),
         Err(_) => Err(WireError::Late {
             after: began.elapsed(),
         }),
