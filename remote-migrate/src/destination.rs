@@ -214,9 +214,7 @@ impl DestinationMachine {
             }
 
             (At::Inspecting(job), In::Local(copy)) => self.inspected(job, copy),
-            (At::Inspecting(job), In::InspectFailed) => {
-                self.postpone(job, "cannot look at the copy");
-            }
+            (At::Inspecting(job), In::InspectFailed) => self.unseen(job),
 
             (
                 At::Discarding {
@@ -357,7 +355,7 @@ impl DestinationMachine {
 
     fn inspected(&mut self, job: Job, copy: CopyState) {
         let stage = self.known().stage.clone();
-        let heard = match &job {
+        match &job {
             Job::Serve(Call::Resume) if stage == Stage::Owned && copy == CopyState::Partial => {
                 self.at = At::Resuming;
                 return;
@@ -367,12 +365,9 @@ impl DestinationMachine {
                 return;
             }
             Job::Cancel => return self.cancel(job, copy),
-            Job::Serve(Call::Confirm(Fate::Discard)) => decided(Owner::Source),
-            Job::Serve(Call::Confirm(Fate::Keep)) => decided(Owner::Destination),
-            Job::Reconcile(heard) => *heard,
-            Job::Rule(ruling) => Heard::Ruled(*ruling),
-            Job::Serve(_) => Heard::Silence,
-        };
+            _ => {}
+        }
+        let heard = heard(&job);
         match verdict::destination(&stage, copy, heard) {
             DestinationVerdict::Discard => {
                 self.at = At::Discarding {
@@ -415,6 +410,20 @@ impl DestinationMachine {
                     _ => At::Ending(DestinationEnd::Conflict),
                 };
             }
+        }
+    }
+
+    /// The copy does not say how it stands: its QEMU may be stopped, or stuck. One that was never taken was not let run from
+    /// here, so whatever it holds nobody needs it once the source is known to have the guest.
+    fn unseen(&mut self, job: Job) {
+        let stage = &self.known().stage;
+        let is_untaken = matches!(stage, Stage::Prepared | Stage::Refused { .. });
+        let if_whole = verdict::destination(stage, CopyState::Complete, heard(&job));
+        if is_untaken && if_whole == DestinationVerdict::Discard {
+            let last = Some(self.last_word());
+            self.at = At::Discarding { job, last };
+        } else {
+            self.postpone(job, "cannot look at the copy");
         }
     }
 
@@ -548,6 +557,17 @@ fn why_not_ruled(stage: &Stage, copy: CopyState) -> &'static str {
         (Stage::Owned, _) => "it was started here, and its source is only to be told",
         (Stage::Lost, _) => "it was taken here and is dead, and its source is only to be told",
         (Stage::Preparing | Stage::Prepared | Stage::Starting, _) => "its copy is not whole yet",
+    }
+}
+
+/// What is known of the source where this is to be done.
+fn heard(job: &Job) -> Heard {
+    match job {
+        Job::Serve(Call::Confirm(Fate::Discard)) => decided(Owner::Source),
+        Job::Serve(Call::Confirm(Fate::Keep)) => decided(Owner::Destination),
+        Job::Reconcile(heard) => *heard,
+        Job::Rule(ruling) => Heard::Ruled(*ruling),
+        Job::Serve(_) | Job::Cancel => Heard::Silence,
     }
 }
 

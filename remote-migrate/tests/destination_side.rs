@@ -192,6 +192,34 @@ fn a_guest_that_never_ran_is_given_back_but_its_copy_stays_until_the_source_conf
     assert_eq!(machine.action(), DestinationAction::Discard);
 }
 
+/// Its QEMU may be stopped, or stuck, for as long as it lives.
+#[test]
+fn a_copy_that_cannot_be_seen_is_discarded_once_the_source_has_the_guest_if_it_was_never_taken() {
+    let mut untaken = ready_and([ask(Call::Confirm(Fate::Discard)), In::InspectFailed]);
+    assert_eq!(untaken.action(), DestinationAction::Discard);
+    untaken.on(In::Discarded);
+    untaken.on(In::Forgotten);
+    assert_eq!(reply(&untaken), Some(Reply::Closed));
+
+    for call in [
+        Call::Status(Side::Destination),
+        Call::Confirm(Fate::Keep),
+        Call::Resume,
+    ] {
+        let undecided = ready_and([ask(call), In::InspectFailed]);
+        assert!(matches!(reply(&undecided), Some(Reply::Busy(_))));
+    }
+    let unknown = In::StartFailed {
+        ran: Ran::Maybe,
+        why: Reason::new("no answer to cont"),
+    };
+    let mut taken = ready_and([ask(Call::Finish), In::Loaded, In::Recorded, unknown]);
+    taken.on(In::Replied);
+    taken.on(ask(Call::Confirm(Fate::Discard)));
+    taken.on(In::InspectFailed);
+    assert!(matches!(reply(&taken), Some(Reply::Busy(_))));
+}
+
 #[test]
 fn a_guest_that_may_have_run_is_never_given_back() {
     let failed = In::StartFailed {

@@ -13,6 +13,7 @@ mod strangers;
 mod tls;
 mod tls_restart;
 mod traps;
+mod tuned;
 mod unseen;
 
 use std::future::IntoFuture;
@@ -41,6 +42,7 @@ use strangers::*;
 use tls::*;
 use tls_restart::*;
 use traps::*;
+use tuned::*;
 use unseen::*;
 
 tests! {
@@ -106,6 +108,9 @@ tests! {
     a_guest_that_writes_faster_than_can_be_sent_arrives_once_it_may_stand_still_for_longer,
     a_guest_that_writes_faster_than_can_be_sent_arrives_by_post_copy,
     a_guest_that_writes_faster_than_can_be_sent_shows_no_end_until_it_is_sent_faster,
+    a_guest_that_writes_faster_than_can_be_sent_is_throttled_where_that_is_wanted,
+    a_destination_that_takes_nothing_any_more_is_given_up_as_the_policy_says,
+    what_is_tuned_while_a_guest_moves_reaches_qemu_and_the_rest_stays,
     options_that_contradict_each_other_are_refused_before_anything_is_begun,
     a_source_that_is_back_settles_by_itself_what_it_left,
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,

@@ -223,9 +223,13 @@ impl Held {
             let patience = self.op.domain().0.context.defaults.command;
             self.op.extend(patience);
             match order {
-                Some(Order::Look(answer)) => {
-                    // Who asked may have left.
-                    let _late = answer.send(self.look().await);
+                Some(Order::Look(mut answer)) => {
+                    // A QEMU that is silent is not waited for any longer than by who asked: a discard needs none of its words.
+                    let looked = tokio::select! {
+                        looked = self.look() => looked,
+                        () = answer.closed() => continue,
+                    };
+                    let _late = answer.send(looked);
                 }
                 Some(Order::Start(state, answer)) => {
                     let started = self.start(state).await;

@@ -11,7 +11,7 @@ use super::{SECOND, counts_on, is_performing, peer, seen};
 use crate::rig::{Rig, jobs_until};
 
 /// For ever, if nothing is done about it.
-fn hopeless(then: Vec<Remedy>) -> MigrateOptions {
+pub(super) fn hopeless(then: Vec<Remedy>) -> MigrateOptions {
     MigrateOptions {
         bandwidth: Some(20 << 20),
         downtime: Some(Duration::from_millis(20)),
@@ -26,7 +26,7 @@ fn hopeless(then: Vec<Remedy>) -> MigrateOptions {
     }
 }
 
-async fn busy(rig: &Rig) -> Domain {
+pub(super) async fn busy(rig: &Rig) -> Domain {
     writes(rig, 200).await
 }
 
