@@ -1,5 +1,6 @@
 //! A real guest moves from one driver to another in the same process: it runs on one side only, and counts on.
 
+mod disks;
 mod kept;
 mod memory;
 mod newer;
@@ -29,6 +30,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
+use disks::*;
 use kept::*;
 use memory::*;
 use newer::*;
@@ -49,6 +51,8 @@ tests! {
     a_guest_that_moved_goes_on_at_the_next_tick_and_is_off_where_it_was,
     how_far_a_guest_is_is_seen_on_both_sides,
     a_guest_moves_there_and_back,
+    a_guest_that_writes_to_its_disk_moves_there_and_back_and_the_disk_is_whole,
+    a_disk_that_is_not_there_is_refused_by_its_path,
     a_guest_that_moved_away_is_not_started_where_it_was,
     a_guest_that_moved_away_and_came_back_in_vain_is_not_started_there,
     a_definition_that_is_kept_there_stays_as_it_was_but_for_the_files_of_the_disks,

@@ -126,6 +126,14 @@ impl Domain {
     /// A definition that is kept stays where it is, on both sides. It is not brought along, and that of the destination
     /// changes only once the guest is there, in the files of the disks that both have: they may have become others on the
     /// way.
+    ///
+    /// # Shared paths
+    ///
+    /// No file is copied. Each that the guest has (disks, kernel, initrd) must lie under the same path on both
+    /// hosts, and a disk must be the same file on storage that both write to, on which QEMU's locks hold across hosts: the
+    /// lock of an image passes on with the guest. A file that the destination's QEMU cannot open is refused in its words,
+    /// with the path, before memory moves, and the guest runs on here. Another file under the same path is not noticed: it
+    /// would be taken for the guest's disk, so whoever lays out the paths of two hosts vouches for them.
     pub fn migrate(&self, peer: Arc<dyn Peer>, options: MigrateOptions) -> Call<Report> {
         let domain = self.clone();
         Call::new(self.0.context.defaults.long, move |deadline| async move {

@@ -47,6 +47,14 @@ impl Crooked {
         }
     }
 
+    /// With the other side told this of the guest.
+    pub(super) fn telling(there: &Rig, described: fn(String) -> String) -> Arc<Self> {
+        Arc::new(Self {
+            described,
+            ..Self::to(there)
+        })
+    }
+
     /// With this side told to bring the memory elsewhere.
     pub(super) fn astray(there: Arc<dyn Peer>, to: String) -> Self {
         Self {
@@ -121,9 +129,8 @@ pub(super) async fn a_destination_that_cannot_read_the_state_gives_the_guest_bac
 ) {
     let there = Rig::new(&rig.env);
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let crooked = Arc::new(Crooked {
-        described: |guest| guest.replace("\"balloon\":true", "\"balloon\":false"),
-        ..Crooked::to(&there)
+    let crooked = Crooked::telling(&there, |guest| {
+        guest.replace("\"balloon\":true", "\"balloon\":false")
     });
     let moved = domain.migrate(crooked, MigrateOptions::default());
     let error = moved.await.expect_err("it lacks a device");
@@ -139,10 +146,7 @@ pub(super) async fn a_destination_that_cannot_read_the_state_gives_the_guest_bac
 pub(super) async fn what_the_destination_cannot_open_is_refused_by_name(rig: Rig) {
     let there = Rig::new(&rig.env);
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let crooked = Arc::new(Crooked {
-        described: |guest| guest.replace("initramfs", "elsewhere"),
-        ..Crooked::to(&there)
-    });
+    let crooked = Crooked::telling(&there, |guest| guest.replace("initramfs", "elsewhere"));
     let moved = domain.migrate(crooked, MigrateOptions::default());
     let error = moved.await.expect_err("it is not there");
     let text = format!("{error:#}");
