@@ -146,24 +146,32 @@ impl Process {
     ///
     /// What the system said when the descriptor was to be watched.
     pub fn watch(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+        Self::registered(pid, pidfd).map_err(|(error, _)| error)
+    }
+
+    /// As [`watch`](Self::watch), and kills what cannot be watched.
+    pub(crate) fn watch_or_kill(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
+        Self::registered(pid, pidfd).map_err(|(error, pidfd)| {
+            // The caller is told of the first failure; a second one would add nothing.
+            let _killed = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            error
+        })
+    }
+
+    /// A process whose pidfd cannot be watched comes back: it runs.
+    fn registered(pid: u32, pidfd: OwnedFd) -> Result<Self, (io::Error, OwnedFd)> {
         // SAFETY: the descriptor is owned, moved in, and the same until the `AsyncFd` that owns it is dropped.
         let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        let pidfd = registered.map_err(|error| error.into_parts().1)?;
+        let pidfd = registered.map_err(|error| {
+            let (pidfd, error) = error.into_parts();
+            (error, pidfd)
+        })?;
         Ok(Self {
             pid,
             pidfd,
             exit: Mutex::new(None),
             is_ours: true,
             is_watched_only: false,
-        })
-    }
-
-    /// As [`watch`](Self::watch), and kills what cannot be watched.
-    pub(crate) fn watch_or_kill(pid: u32, pidfd: OwnedFd) -> io::Result<Self> {
-        let kept = pidfd.try_clone()?;
-        Self::watch(pid, pidfd).inspect_err(|_| {
-            // The caller is told of the first failure; a second one would add nothing.
-            let _killed = rustix::process::pidfd_send_signal(&kept, Signal::KILL);
         })
     }
 
@@ -288,6 +296,8 @@ pub(crate) fn number(descriptor: &OwnedFd) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, Rlimit};
+
     use super::*;
 
     pub(super) fn sh(script: &str) -> Launch {
@@ -390,6 +400,42 @@ mod tests {
         let own = Process::adopt(process.pid(), |_| true).unwrap();
         own.kill().unwrap();
         assert_eq!(process.exited().await, Exit::Signal(9));
+    }
+
+    /// What a process may open is a limit of all of its threads, so this one begins itself anew, alone.
+    #[test]
+    fn a_process_is_known_also_when_no_descriptor_is_left() {
+        const ALONE: &str = "VMWRIGHT_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let own = std::env::current_exe().unwrap();
+            let name = "process::tests::a_process_is_known_also_when_no_descriptor_is_left";
+            let mut alone = std::process::Command::new(own);
+            let ended = alone.args(["--exact", name]).env(ALONE, "1").output();
+            let ended = ended.unwrap();
+            let said = String::from_utf8_lossy(&ended.stdout);
+            assert!(
+                ended.status.success() && said.contains("1 passed"),
+                "{said}"
+            );
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (pid, pidfd) = Plain.launch(sh("exec sleep 60")).await.unwrap();
+            let all = rustix::process::getrlimit(Resource::Nofile);
+            let none = Rlimit {
+                current: Some(0),
+                ..all
+            };
+            rustix::process::setrlimit(Resource::Nofile, none).unwrap();
+            File::open("/dev/null").expect_err("no descriptor is left");
+            let process = Process::watch_or_kill(pid, pidfd).unwrap();
+            process.kill().unwrap();
+            assert_eq!(process.exited().await, Exit::Signal(9));
+        });
     }
 
     #[tokio::test]

@@ -98,6 +98,24 @@ impl Settling {
     }
 }
 
+/// Somebody is at a migration of that guest until this is dropped. What is open then is taken up soon.
+pub(crate) struct Leaves {
+    context: Arc<Context>,
+    uuid: Uuid,
+}
+
+impl Leaves {
+    pub(crate) fn new(context: Arc<Context>, uuid: Uuid) -> Self {
+        Self { context, uuid }
+    }
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.context.settling.left(self.uuid);
+    }
+}
+
 fn key(record: &Record) -> Key {
     (record.migration(), record.side())
 }
@@ -189,10 +207,14 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
         for record in &records {
             open.entry(key(record)).or_insert_with(|| Entry {
                 since: SystemTime::now(),
-                next: match (is_first, is_under_way(context, record)) {
+                next: match (is_first, record.side()) {
                     (true, _) => now,
-                    (false, true) => now + LONGEST_PAUSE,
-                    (false, false) => now + FIRST_PAUSE,
+                    // A guest that arrives is asked after by its source.
+                    (false, Side::Destination) if is_under_way(context, record) => {
+                        now + LONGEST_PAUSE
+                    }
+                    // Also if a job is at it: that may be over in the next instant.
+                    (false, _) => now + FIRST_PAUSE,
                 },
                 uuid: record.domain(),
                 pause: FIRST_PAUSE,
@@ -257,12 +279,14 @@ async fn ask_there(
         patience: Duration::ZERO,
         ..Limits::default()
     };
-    match context.registry.by_uuid(record.domain).map(Domain) {
+    let domain = context.registry.by_uuid(record.domain).map(Domain);
+    match domain.filter(|_| !record.stage.only_tells()) {
         Some(domain) => {
             let recovered = domain.recover_within(Some(record.migration), peer, limits);
             let recovered = recovered.deadline(TRY);
             recovered.await.map(drop)
         }
+        // It does nothing to the guest, whose own jobs need not wait for a peer that does not answer.
         None => {
             let recovered = recover_bygone(context, record.migration, &*peer, limits).await;
             let failed = |error| Error::new("settle-migration", None, Cause::Migrate(error));

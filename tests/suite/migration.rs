@@ -2,6 +2,7 @@
 
 mod disks;
 mod kept;
+mod left_open;
 mod memory;
 mod newer;
 mod nobody_comes;
@@ -32,6 +33,7 @@ use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, jobs_until, kill};
 use disks::*;
 use kept::*;
+use left_open::*;
 use memory::*;
 use newer::*;
 use nobody_comes::*;
@@ -116,6 +118,8 @@ tests! {
     a_destination_that_takes_nothing_any_more_is_given_up_as_the_policy_says,
     what_is_tuned_while_a_guest_moves_reaches_qemu_and_the_rest_stays,
     options_that_contradict_each_other_are_refused_before_anything_is_begun,
+    a_migration_whose_caller_has_left_is_settled_by_itself,
+    a_peer_that_does_not_answer_holds_no_job_of_a_guest_that_was_kept,
     a_source_that_is_back_settles_by_itself_what_it_left,
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,
     an_operator_lets_a_complete_copy_run_whose_source_is_fenced,

@@ -33,6 +33,7 @@ use crate::landing::{Landing, Way};
 use crate::ops::destroy::cleaned_up;
 use crate::ops::{AsyncOp, Call};
 use crate::policy::{Policy, Remedy};
+use crate::settling::Leaves;
 
 use bygone::Bygone;
 use leaving::Leaving;
@@ -144,7 +145,6 @@ impl Domain {
             let moved = domain
                 .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
                 .await;
-            domain.0.context.settling.left(domain.uuid());
             let Some(moved) = moved? else {
                 let recovered = domain.recover_within(Some(migration), again, Limits::default());
                 let report = recovered.until(deadline).await?;
@@ -350,6 +350,8 @@ async fn leave(
 ) -> Result<Option<Report>, Error> {
     options.check()?;
     let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());
+    // Also if nobody waits for the call any more. Dropped last: this job is as good as over then.
+    let _leaves = Leaves::new(context.clone(), uuid);
     context.refuse_unreadable(uuid).await?;
     let journal: Arc<dyn Journal> = context.journal.clone();
     let mut plan = Plan::new(uuid).migration(migration);

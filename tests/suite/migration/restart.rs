@@ -34,10 +34,9 @@ pub(super) struct Daemon {
 
 /// Which daemon answers to which words. They find each other here, as they would over a network.
 #[derive(Clone, Default)]
-pub(super) struct Town(Arc<std::sync::Mutex<HashMap<String, House>>>);
+pub(super) struct Town(Arc<std::sync::Mutex<HashMap<String, Arc<dyn Peer>>>>);
 
 /// A daemon as the others reach it: what it does it does on its own runtime, and ends with that.
-#[derive(Clone)]
 struct House {
     destination: Destination,
     runtime: Handle,
@@ -58,12 +57,17 @@ impl Peer for House {
 impl Town {
     /// From now on that daemon answers to those words.
     pub(super) fn enter(&self, words: &str, destination: Destination, runtime: &Handle) {
-        let mut all = self.0.lock().expect("no panic");
         let runtime = runtime.clone();
         let house = House {
             destination,
             runtime,
         };
+        self.moves_in(words, Arc::new(house));
+    }
+
+    /// The same of one that need not be a daemon.
+    pub(super) fn moves_in(&self, words: &str, house: Arc<dyn Peer>) {
+        let mut all = self.0.lock().expect("no panic");
         all.insert(words.to_owned(), house);
     }
 
@@ -72,8 +76,7 @@ impl Town {
     }
 
     pub(super) fn find(&self, words: &str) -> Option<Arc<dyn Peer>> {
-        let house = self.0.lock().expect("no panic").get(words)?.clone();
-        Some(Arc::new(house))
+        self.0.lock().expect("no panic").get(words).cloned()
     }
 }
 

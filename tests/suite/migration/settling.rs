@@ -20,7 +20,7 @@ use super::restart::{Daemon, Deaf, Town, begins_to_move};
 use super::{SECOND, counts_on, is_performing, slow};
 use crate::rig::{Rig, Signal, boot, kill};
 
-fn between_both() -> MigrateOptions {
+pub(super) fn between_both() -> MigrateOptions {
     MigrateOptions {
         there: Some("there".into()),
         home: Some("home".into()),

@@ -202,13 +202,16 @@ pub(crate) async fn of_the_gone(domain: &Domain, work: Option<&Work>) -> Result<
                 Record::Destination(record) => record.stage != DestinationStage::Preparing,
                 Record::Source(_) => false,
             };
+            // What only is to be told is no work at the guest.
+            let leaves =
+                |record: &Record| record.side() == Side::Source && record.refuses_migration();
             let owns = |record: &Record| {
                 record.side() == Side::Destination && record.owner() == Owner::Destination
             };
             (
                 mine.clone().any(arrives) || is_unread(Side::Destination),
                 mine.clone().any(owns),
-                mine.any(|record| record.side() == Side::Source) || is_unread(Side::Source),
+                mine.any(leaves) || is_unread(Side::Source),
             )
         }
         _ => (false, false, false),

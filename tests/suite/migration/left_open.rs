@@ -1,0 +1,150 @@
+//! Migrations that were left open by callers who left, and by peers that do not answer: they cost nobody but themselves.
+
+use std::future::{IntoFuture, pending};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use driver::{Became, Driver, ErrorKind, MigrateOptions, Notice, Run, What};
+use remote_migrate::{Answer, Call, Destination, Peer, PeerError, Reply, Request, Service};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::restart::{Daemon, Town};
+use super::settling::between_both;
+use super::{SECOND, counts_on};
+use crate::rig::Rig;
+
+/// What ends at once the call that hears it, and leaves its migration open.
+fn stale(request: &Request) -> Answer {
+    Answer {
+        migration: request.migration,
+        epoch: request.epoch,
+        reply: Reply::Stale {
+            seen: request.epoch.next(),
+        },
+        trouble: None,
+        resumed: None,
+    }
+}
+
+/// The way to a daemon that takes the guest, and whose answer is lost.
+struct Lost {
+    there: Destination,
+    runtime: Handle,
+    has_taken: Notify,
+    goes_on: Notify,
+}
+
+#[async_trait]
+impl Peer for Lost {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let (there, asked) = (self.there.clone(), request.clone());
+        let serving = async move { there.serve(asked, deadline).await };
+        let answer = self.runtime.spawn(serving).await;
+        if request.call == Call::Finish {
+            self.has_taken.notify_one();
+            self.goes_on.notified().await;
+            return Ok(stale(&request));
+        }
+        answer.map_err(PeerError::no_answer)
+    }
+}
+
+/// What is told next of a migration that was left open.
+async fn told(driver: &Driver, until: Instant) -> Became {
+    let mut events = driver.subscribe();
+    let telling = async {
+        loop {
+            if let Notice::News { news, .. } = events.next().await
+                && let What::Recovered(recovered) = &news.what
+            {
+                return recovered.became.clone();
+            }
+        }
+    };
+    let told = timeout_at(until, telling).await;
+    told.expect("it is settled by itself")
+}
+
+pub(super) async fn a_migration_whose_caller_has_left_is_settled_by_itself(rig: Rig) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let town = Town::default();
+    let here = Daemon::in_town(&rig.env, dir.path(), town.clone()).await;
+    let domain = here.starts(&rig).await;
+    let peer = Arc::new(Lost {
+        there: rig.driver.destination(),
+        runtime: Handle::current(),
+        has_taken: Notify::new(),
+        goes_on: Notify::new(),
+    });
+    let call = domain.migrate(peer.clone(), between_both());
+    let moving = here.runtime().spawn(call.into_future());
+    peer.has_taken.notified().await;
+    moving.abort();
+    let left = moving.await.expect_err("nobody waits for it any more");
+    assert!(left.is_cancelled());
+    // Its work goes on, and ends in doubt.
+    town.enter("there", rig.driver.destination(), &Handle::current());
+    peer.goes_on.notify_one();
+    let became = told(&here.driver, Instant::now() + 40 * SECOND).await;
+    assert_eq!(became, Became::Finished);
+    let is_off = |seen: &driver::Observed| seen.run == Run::Off;
+    let off = domain.wait_for(is_off, Instant::now() + 20 * SECOND).await;
+    off.expect("its QEMU here ends");
+    for driver in [&here.driver, &rig.driver] {
+        let open = driver.migrations().await.expect("it can be read");
+        assert!(open.is_empty(), "{open:?}");
+    }
+    counts_on(&rig, 0, 20 * SECOND).await;
+}
+
+/// The way to a daemon that dies of the first question.
+struct Burned;
+
+#[async_trait]
+impl Peer for Burned {
+    async fn ask(&self, request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
+        if matches!(request.call, Call::Prepare(_)) {
+            return Err(PeerError::no_answer("connection reset by peer"));
+        }
+        Ok(stale(&request))
+    }
+}
+
+/// A daemon that takes every question and answers none.
+#[derive(Default)]
+struct Mute {
+    asked: Notify,
+}
+
+#[async_trait]
+impl Peer for Mute {
+    async fn ask(&self, _request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
+        self.asked.notify_one();
+        pending().await
+    }
+}
+
+pub(super) async fn a_peer_that_does_not_answer_holds_no_job_of_a_guest_that_was_kept(rig: Rig) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let (town, mute) = (Town::default(), Arc::new(Mute::default()));
+    town.moves_in("mute", mute.clone());
+    let here = Daemon::in_town(&rig.env, dir.path(), town).await;
+    let domain = here.starts(&rig).await;
+    let options = MigrateOptions {
+        there: Some("mute".into()),
+        ..MigrateOptions::default()
+    };
+    let moved = here
+        .runtime()
+        .spawn(domain.migrate(Arc::new(Burned), options).into_future());
+    let error = moved.await.expect("no panic").expect_err("nobody is there");
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error:#}");
+    let asked = timeout(20 * SECOND, mute.asked.notified()).await;
+    asked.expect("it is to be told that the guest was kept");
+    let resumed = domain.resume().deadline(2 * SECOND).await;
+    resumed.expect("the guest is not what it is about");
+    let open = here.driver.migrations().await.expect("it can be read");
+    assert_eq!(open.len(), 1, "{open:?}");
+}
