@@ -89,6 +89,9 @@ pub(crate) struct Interrupted {
     /// whatever else is done under its id, and no other async job begins before.
     #[serde(skip)]
     pub(crate) is_cut_short: bool,
+    /// Whether the guest was paused while the job was at it, so that it is not let run again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_paused: bool,
 }
 
 /// What a guest is, whether it runs or not.
@@ -182,6 +185,7 @@ mod tests {
                     was_running: true,
                 },
                 is_cut_short: false,
+                is_paused: true,
             }),
             freezes: Vec::new(),
             is_thaw_due: false,

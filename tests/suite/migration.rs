@@ -10,6 +10,7 @@ mod over_wire;
 mod policy;
 mod post_copy;
 mod restart;
+mod run_state;
 mod settling;
 mod strangers;
 mod tls;
@@ -41,6 +42,7 @@ use over_wire::*;
 use policy::*;
 use post_copy::*;
 use restart::*;
+use run_state::*;
 use settling::*;
 use strangers::*;
 use tls::*;
@@ -66,6 +68,8 @@ tests! {
     a_paused_guest_arrives_paused,
     a_guest_that_is_paused_on_its_way_arrives_paused,
     a_guest_that_is_paused_on_its_way_and_stays_is_still_paused,
+    a_guest_that_is_paused_on_its_way_is_still_paused_when_its_daemon_is_back,
+    a_guest_whose_pause_was_refused_on_its_way_arrives_running,
     a_cancelled_migration_leaves_the_guest_where_it_was,
     a_destination_that_dies_leaves_the_guest_where_it_was,
     a_query_passes_beside_a_migration_and_a_modify_waits,

@@ -87,9 +87,9 @@ impl Live {
         place.store(nanos.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Somebody pauses it: it is not let run where it arrives, or stays, without being told to.
-    pub(crate) fn note_pause(&self, is_paused: bool) {
-        self.was_paused.store(is_paused, Ordering::Relaxed);
+    /// Somebody pauses it: it is not let run where it arrives, or stays, without being told to. Yields what was noted before.
+    pub(crate) fn note_pause(&self, is_paused: bool) -> bool {
+        self.was_paused.swap(is_paused, Ordering::Relaxed)
     }
 
     pub(crate) fn was_paused(&self) -> bool {

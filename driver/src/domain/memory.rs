@@ -10,7 +10,7 @@ use crate::domain::Inner;
 use crate::error::{Cause, io};
 use crate::guest::Guest;
 use crate::ops::block_jobs::drop_copies;
-use crate::records::{self, Attached, Defined, Running};
+use crate::records::{self, Attached, Defined, Interrupted, Running, Work};
 use crate::store::{Shelf, StateStore};
 
 impl Inner {
@@ -99,6 +99,19 @@ impl Inner {
         {
             job.is_cut_short = true;
         }
+    }
+
+    /// Whether somebody paused the guest since it began to leave. What its migration itself has written says so only from
+    /// its next step on.
+    pub(crate) async fn note_pause(&self, is_paused: bool) -> Result<(), Cause> {
+        let leaves = |job: &&mut Interrupted| job.work == Work::MigrationOut;
+        let noted = self.note(move |record| {
+            let job = record.as_mut().and_then(|record| record.job.as_mut());
+            if let Some(job) = job.filter(leaves) {
+                job.is_paused = is_paused;
+            }
+        });
+        noted.await
     }
 
     /// Nothing is to be finished or undone any more, whoever began it.

@@ -71,6 +71,7 @@ async fn follow(domain: Arc<Inner>, live: Arc<Live>) {
         Some(process.clone()),
         live.is_ours,
     );
+    next.note_pause(live.was_paused());
     let next = Arc::new(next);
     domain.observe(Observation::Launched {
         generation: next.generation,

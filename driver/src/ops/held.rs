@@ -300,6 +300,7 @@ impl AsyncOp {
             owner: self.owner.to_string(),
             work,
             is_cut_short: false,
+            is_paused: false,
         }
     }
 

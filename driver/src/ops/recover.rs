@@ -249,6 +249,7 @@ async fn find(mut op: AsyncOp, record: Running, deadline: Deadline) -> Result<Be
     let generation = op.job().generation();
     let pid = Some(process.pid());
     let live = Arc::new(Live::new(generation, Some(Arc::new(process)), true));
+    live.note_pause(record.job.as_ref().is_some_and(|job| job.is_paused));
     domain.0.set_live(&live)?;
     let stderr = domain.0.run_dir().join(STDERR);
     match logs::reader(&stderr) {

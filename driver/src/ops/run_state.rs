@@ -3,9 +3,10 @@
 use job_core::JobKind;
 use monitor_qmp::command;
 use remote_migrate::Owner;
+use tracing::warn;
 
 use crate::domain::Domain;
-use crate::error::{Cause, Error, ErrorKind};
+use crate::error::{Cause, Effect, Error, ErrorKind};
 use crate::ops::migrate::left;
 use crate::ops::start::refuse_if_moved;
 use crate::ops::{Call, Deadline, Op};
@@ -23,12 +24,27 @@ impl Domain {
     pub fn pause(&self) -> Call<()> {
         self.normal("pause", JobKind::Suspend, |mut op| async move {
             refuse_if_offered(op.domain()).await?;
-            // Before it is done, since the guest may be offered in the next instant.
-            if let Some(live) = op.domain().0.live() {
-                live.note_pause(true);
+            let domain = op.domain().clone();
+            // Before it is done, since the guest may be offered in the next instant, and this daemon may end.
+            domain.0.note_pause(true).await?;
+            let live = domain.0.live();
+            let was_paused = live.as_ref().is_some_and(|live| live.note_pause(true));
+            let stop = async { op.monitor()?.execute(command::Stop).await };
+            let stopped = stop.await.map(drop);
+            let is_in_vain = |error: &Error| error.effect() != Effect::Unknown;
+            if stopped.as_ref().is_err_and(is_in_vain) && !was_paused {
+                if let Some(live) = &live {
+                    live.note_pause(false);
+                }
+                if let Err(error) = domain.0.note_pause(false).await {
+                    warn!(
+                        domain = domain.name(),
+                        ?error,
+                        "a pause that failed stays noted"
+                    );
+                }
             }
-            op.monitor()?.execute(command::Stop).await?;
-            Ok(())
+            stopped
         })
     }
 
