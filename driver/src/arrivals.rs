@@ -3,6 +3,7 @@
 //! The async job is held from Prepare to Finish by a task of its own, which is told what to do; so a request that is
 //! dropped, or a connection that breaks, tears nothing in the middle. Decides nothing: the phases do.
 
+mod disks;
 mod earlier;
 mod hold;
 mod recover;

@@ -11,6 +11,7 @@ use monitor_qmp::command::{self, MigrationStatus};
 use remote_migrate::{CopyState, Owner, Ran, RunState, Side, Step};
 use tokio::time::{Instant, sleep};
 
+use super::disks;
 use super::in_halves;
 use super::taken::taken;
 use crate::context::Context;
@@ -65,6 +66,9 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
         if is_in_halves {
             run_in_halves(&mut op, &live, is_run).await
         } else {
+            if !is_run {
+                disks::take(&mut op).await?;
+            }
             run(&mut op, &live, is_run).await
         }
     };

@@ -20,7 +20,7 @@ use tracing::warn;
 
 use super::recover::Recovery;
 use super::taken::{Before, taken};
-use super::{Trace, in_halves};
+use super::{Trace, disks, in_halves};
 use crate::domain::state::Observed;
 use crate::domain::{Live, Sight};
 use crate::error::{Cause, Effect, Error};
@@ -112,7 +112,7 @@ async fn open(
 async fn listen(op: &mut AsyncOp, moving: &Moving) -> Result<(Option<Gate>, Prepared), Error> {
     let (context, directory) = (op.domain().0.context.clone(), op.domain().0.run_dir());
     let silence = context.defaults.silence;
-    let mut on = vec!["return-path"];
+    let mut on = vec!["return-path", disks::LATE];
     on.extend(moving.post_copy.then_some("postcopy-ram"));
     on.extend(moving.channels.map(|_| "multifd"));
     let monitor = op.monitor().await?;
@@ -331,6 +331,9 @@ impl Held {
         self.live.mark_run();
         let is_run = state == RunState::Running;
         if !is_post_copy(self.op.domain().observed().migration.as_ref()) {
+            if !is_run {
+                disks::take(&mut self.op).await?;
+            }
             run(&mut self.op, &self.live, is_run).await?;
             self.take_tls_off().await;
             return Ok(());

@@ -43,6 +43,12 @@ pub(super) async fn a_definition_that_is_kept_there_stays_as_it_was_but_for_the_
         .migrate(peer(&there), MigrateOptions::default())
         .await
         .expect("it moves");
+    let words = ["resize", &overlay.display().to_string(), "8M"];
+    let refused = there.env.qemu_img(&words);
+    assert!(
+        refused.as_ref().is_err_and(|said| said.contains("lock")),
+        "its disk is taken there, though it does not run: {refused:?}"
+    );
     let runs = defined.description().expect("it is there");
     assert_eq!(runs.memory_mib, 256, "the guest is what it was");
     kept.disks[0].path = overlay;

@@ -43,7 +43,13 @@ const THROTTLE: (u8, u8, u8) = (20, 10, 99);
 
 /// All capabilities that this driver ever turns on, beside `events`, which stays on. What one migration left on would be in
 /// the way of the next, or of a save.
-const CAPABILITIES: [&str; 4] = ["return-path", "auto-converge", "multifd", "postcopy-ram"];
+const CAPABILITIES: [&str; 5] = [
+    "return-path",
+    "auto-converge",
+    "multifd",
+    "postcopy-ram",
+    "late-block-activate",
+];
 
 /// Turns these on, and the others off.
 pub(crate) fn only(on: &[&str]) -> command::MigrateSetCapabilities {
