@@ -80,6 +80,7 @@
 //!
 //! # Limits
 //!
+//! - The disks of a guest that moves are where they were: the same files under the same paths on both hosts.
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
 //! - An attached guest whose process is not known is ended through its monitor, under a job.
 //! - The memory of a guest that moves passes over a network under TLS alone, unless it was said to be one of one's own
@@ -167,7 +168,7 @@ pub use guest::{
 };
 pub use landing::Landing;
 pub use metrics::{CommandMetrics, Counts, Histogram, JobMetrics, Metrics};
-pub use migrations::{Next, OpenMigration};
+pub use migrations::{Next, OpenMigration, PostCopy};
 pub use ops::{
     AgentOp, AsyncOp, Attach, BackedUp, BackupOf, BackupOptions, BackupTarget, Became, BlockJob,
     BlockJobState, Call, CommitOptions, Deadline, DumpFormat, Dumped, FreezeOptions,

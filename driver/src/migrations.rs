@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use job_core::Label;
+use monitor_qmp::command::MigrationStatus;
 use remote_migrate::verdict::Ruling;
 use remote_migrate::{MigrationId, Owner, Phase, Record, Side};
 use tokio::time::Instant;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use crate::domain::Domain;
 use crate::driver::Driver;
 use crate::error::{Cause, Error};
-use crate::ops::migrate::resolve_bygone;
+use crate::ops::migrate::{is_post_copy, resolve_bygone};
 use crate::ops::{Call, Deadline};
 use crate::settling::{address, is_under_way};
 
@@ -32,12 +33,34 @@ pub struct OpenMigration {
     pub phase: Phase,
     /// Whom this side takes for the owner.
     pub owner: Owner,
+    /// How it stands with the rest of the memory, if the guest is in two halves, as QEMU here told last.
+    pub post_copy: Option<PostCopy>,
     /// Where the other daemon is, in the words that were kept of it; none were, if it is empty.
     pub peer: Arc<str>,
     /// Since when this driver knows of it.
     pub since: SystemTime,
     /// What happens with it.
     pub next: Next,
+}
+
+/// How it stands with a guest in two halves: it runs at the destination, and some of its memory is at the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PostCopy {
+    /// The rest of its memory follows.
+    Follows,
+    /// The stream is broken: the guest stands still as soon as it needs what is missing, until another stream is made. The
+    /// driver does so by itself once the other side answers.
+    Paused,
+}
+
+impl PostCopy {
+    fn of(status: Option<&MigrationStatus>) -> Option<Self> {
+        match status {
+            Some(MigrationStatus::PostcopyPaused) => Some(Self::Paused),
+            status => is_post_copy(status).then_some(Self::Follows),
+        }
+    }
 }
 
 /// What happens with an open migration.
@@ -90,6 +113,7 @@ impl Driver {
                 Record::Destination(record) => record.stage.phase(),
             };
             let domain = context.registry.by_uuid(record.domain());
+            let live = domain.as_ref().map(|domain| domain.observed());
             OpenMigration {
                 id: record.migration(),
                 side: record.side(),
@@ -97,6 +121,7 @@ impl Driver {
                 name: domain.map(|domain| domain.name.clone()),
                 phase,
                 owner: record.owner(),
+                post_copy: live.and_then(|seen| PostCopy::of(seen.migration.as_ref())),
                 peer,
                 since: entry.map_or_else(SystemTime::now, |entry| entry.since),
                 next,

@@ -7,6 +7,7 @@
 //! Decides nothing: the phases do. Knows no transport: [`Builder::peers`](crate::Builder::peers) does.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,10 +15,11 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use job_core::Label;
 use remote_migrate::{
-    Answer, Destination, DestinationRecord, Limits, MigrationId, Peer, PeerError, Record, Request,
-    Side, SourceRecord,
+    Answer, Destination, DestinationRecord, Limits, MigrationId, Owner, Peer, PeerError, Record,
+    Request, Side, SourceRecord,
 };
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -46,6 +48,7 @@ pub(crate) type FindPeer = Box<dyn Fn(&str) -> Option<Arc<dyn Peer>> + Send + Sy
 pub(crate) struct Settling {
     open: Mutex<HashMap<Key, Entry>>,
     changed: Notify,
+    turned: Notify,
 }
 
 type Key = (MigrationId, Side);
@@ -57,6 +60,10 @@ pub(crate) struct Entry {
     pub(crate) next: Instant,
     uuid: Uuid,
     pause: Duration,
+    /// Whose the guest is, as was known here last.
+    owner: Owner,
+    /// No QEMU was left of it here when this driver came: one that is here now was started anew.
+    is_gone: bool,
     /// Its end is news: it was left open, and not by somebody who was told.
     is_news: bool,
     /// An earlier driver left it.
@@ -87,6 +94,19 @@ impl Settling {
             !records.iter().any(|record| key(record) == *known) && !unread.iter().any(is_unread)
         };
         self.with(|open| open.extract_if(is_gone).collect())
+    }
+
+    /// Waits until all whose time has come were taken up; what is from now on is not missed.
+    pub(crate) fn turn(&self) -> Notified<'_> {
+        self.turned.notified()
+    }
+
+    fn belongs_to(&self, key: Key, owner: Owner) {
+        self.with(|open| {
+            if let Some(entry) = open.get_mut(&key) {
+                entry.owner = owner;
+            }
+        });
     }
 
     pub(crate) fn entry(&self, record: &Record) -> Option<Entry> {
@@ -144,6 +164,7 @@ pub(crate) async fn settle(context: Arc<Context>, destination: Destination) {
         loop {
             let next = round(&context, &destination, is_first).await;
             is_first = false;
+            context.settling.turned.notify_waiters();
             let time = async {
                 match next {
                     Some(next) => sleep_until(next).await,
@@ -205,7 +226,7 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
     let now = Instant::now();
     let may_be_gone = context.settling.with(|open| {
         for record in &records {
-            open.entry(key(record)).or_insert_with(|| Entry {
+            let entry = open.entry(key(record)).or_insert_with(|| Entry {
                 since: SystemTime::now(),
                 next: match (is_first, record.side()) {
                     (true, _) => now,
@@ -218,9 +239,12 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
                 },
                 uuid: record.domain(),
                 pause: FIRST_PAUSE,
+                owner: record.owner(),
+                is_gone: is_first && !is_here(context, record.domain()),
                 is_news: is_first,
                 is_earlier: is_first,
             });
+            entry.owner = record.owner();
         }
         let is_there = |known: &Key| records.iter().any(|record| key(record) == *known);
         open.keys().any(|known| !is_there(known))
@@ -261,18 +285,33 @@ async fn take_up(context: &Arc<Context>, destination: &Destination, record: Reco
         }
         Record::Destination(record) => ask_home(destination, record, peer).await,
     };
-    if let Err(error) = tried {
-        let error = format!("{error:#}");
-        info!(migration = %id, %side, domain = %record.domain(), error, "a migration stays open");
+    match tried {
+        Ok(Some(owner)) => context.settling.belongs_to((id, side), owner),
+        Ok(None) => {}
+        // That it is lost is told as a failure.
+        Err(error) if owner_by(&error) == Some(Owner::Nobody) => {
+            context.settling.belongs_to((id, side), Owner::Nobody);
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            info!(migration = %id, %side, domain = %record.domain(), error, "a migration stays open");
+        }
     }
 }
 
-/// One try on the side of the source. What can be done here without the other side is done, whether it answers or not.
+/// Whose the guest is, as a failed migration says.
+fn owner_by(error: &Error) -> Option<Owner> {
+    let failed = error.source()?.downcast_ref::<remote_migrate::Error>()?;
+    Some(failed.owner_now())
+}
+
+/// One try on the side of the source. What can be done here without the other side is done, whether it answers or not. Yields
+/// whose the guest is.
 async fn ask_there(
     context: &Arc<Context>,
     record: &SourceRecord,
     peer: Option<Arc<dyn Peer>>,
-) -> Result<(), Error> {
+) -> Result<Option<Owner>, Error> {
     let peer = peer.unwrap_or_else(|| Arc::new(Unknown));
     // The job is not held between two tries.
     let limits = Limits {
@@ -284,27 +323,27 @@ async fn ask_there(
         Some(domain) => {
             let recovered = domain.recover_within(Some(record.migration), peer, limits);
             let recovered = recovered.deadline(TRY);
-            recovered.await.map(drop)
+            Ok(Some(recovered.await?.owner))
         }
         // It does nothing to the guest, whose own jobs need not wait for a peer that does not answer.
         None => {
             let recovered = recover_bygone(context, record.migration, &*peer, limits).await;
             let failed = |error| Error::new("settle-migration", None, Cause::Migrate(error));
-            recovered.map(drop).map_err(failed)
+            Ok(Some(recovered.map_err(failed)?.owner))
         }
     }
 }
 
-/// One try on the side of the destination.
+/// One try on the side of the destination. Yields whose the guest is, if that is remembered still.
 async fn ask_home(
     destination: &Destination,
     record: &DestinationRecord,
     peer: Option<Arc<dyn Peer>>,
-) -> Result<(), Error> {
+) -> Result<Option<Owner>, Error> {
     let deadline = Instant::now() + TRY;
     let reconciled = destination.reconcile(record.migration, peer.as_deref(), deadline);
     let failed = |error| Error::new("settle-migration", None, Cause::Migrate(error));
-    reconciled.await.map(drop).map_err(failed)
+    Ok(reconciled.await.map_err(failed)?.owner)
 }
 
 /// A daemon that nobody here knows how to find.
@@ -317,13 +356,17 @@ impl Peer for Unknown {
     }
 }
 
+/// Whether a QEMU of that guest is here.
+fn is_here(context: &Context, uuid: Uuid) -> bool {
+    let domain = context.registry.by_uuid(uuid);
+    domain.is_some_and(|domain| domain.live().is_some())
+}
+
 /// A migration that was left open is settled on both sides.
 fn tell(context: &Arc<Context>, id: MigrationId, side: Side, entry: &Entry) {
     let uuid = entry.uuid;
     let domain = context.registry.by_uuid(uuid).map(Domain);
-    let is_here = domain
-        .as_ref()
-        .is_some_and(|domain| domain.0.live().is_some());
+    let is_here = is_here(context, uuid) && !entry.is_gone;
     let has_moved = domain
         .as_ref()
         .is_some_and(|domain| domain.records().moved_away);
@@ -331,6 +374,9 @@ fn tell(context: &Arc<Context>, id: MigrationId, side: Side, entry: &Entry) {
         Side::Source if is_here => Became::Undone,
         Side::Source if has_moved => Became::Finished,
         Side::Destination if is_here => Became::Finished,
+        _ if entry.owner == Owner::Nobody => Became::Lost,
+        // It was the guest here, and ended as any may.
+        Side::Destination if entry.owner == Owner::Destination => Became::Ended,
         Side::Destination => Became::Undone,
         Side::Source => Became::Ended,
     };
@@ -392,6 +438,8 @@ mod tests {
             next: Instant::now(),
             uuid: record.domain(),
             pause: FIRST_PAUSE,
+            owner: record.owner(),
+            is_gone: false,
             is_news: true,
             is_earlier: false,
         };

@@ -349,6 +349,10 @@ impl DestinationMachine {
                 }
                 At::Replying(Reply::Closed)
             }
+            // It was taken here, and is over since.
+            Job::Cancel if matches!(last, Some(Reply::Owned | Reply::Lost)) => {
+                At::Ending(DestinationEnd::TooLate(Phase::Confirm))
+            }
             Job::Reconcile(_) | Job::Cancel | Job::Rule(_) => At::Ending(DestinationEnd::Settled),
         };
     }

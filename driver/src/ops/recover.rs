@@ -79,6 +79,8 @@ pub enum Became {
     Undone,
     /// The job goes on, under a job of its own; what becomes of it is told as news.
     GoesOn,
+    /// It was on its way from one host to another, and the only complete copy was killed: no host has it any more.
+    Lost,
     /// It is left as it was found: another host may have it. Its migration is taken up again, or to be resolved.
     InDoubt,
     /// Its QEMU runs and cannot be reached, for this reason. That is tried again.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tracing::warn;
+use remote_migrate::Record;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{Became, Recovered, attached, begin};
@@ -93,12 +94,7 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
             records,
         );
         if let Some(domain) = domain.filter(|_| is_started) {
-            context.tracker.spawn(async move {
-                if let Err(error) = domain.start_with(StartOptions::default()).await {
-                    let error = format!("{error:#}");
-                    warn!(domain = domain.name(), error, "autostart failed");
-                }
-            });
+            context.tracker.spawn(start_by_itself(domain));
         }
     }
     let shelf = Shelf::Migrations;
@@ -111,6 +107,35 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
     }
     context.recoveries.tasks.close();
     Ok(())
+}
+
+/// Starts it with its host, once no migration has it. One that is this host's already is looked at first, so that it is not
+/// taken for the guest that arrived.
+async fn start_by_itself(domain: Domain) {
+    let context = domain.0.context.clone();
+    let mut is_looked_at = false;
+    loop {
+        let turn = context.settling.turn();
+        let has_it = |record: &Record| {
+            record.domain() == domain.uuid() && (record.refuses_start() || !is_looked_at)
+        };
+        let open = context.migrations().await;
+        if !open.is_ok_and(|records| records.iter().any(has_it)) {
+            break;
+        }
+        if !is_looked_at {
+            let domain = domain.name();
+            info!(domain, "it is started once its migration is settled");
+        }
+        is_looked_at = true;
+        if context.parting.run_until_cancelled(turn).await.is_none() {
+            return;
+        }
+    }
+    if let Err(error) = domain.start_with(StartOptions::default()).await {
+        let error = format!("{error:#}");
+        warn!(domain = domain.name(), error, "autostart failed");
+    }
 }
 
 /// A record of a migration stays: as long as it stands its guest is not started.
