@@ -80,7 +80,6 @@
 //!
 //! # Limits
 //!
-//! - The disks of a guest that moves are where they were: the same files under the same paths on both hosts.
 //! - QEMU on Linux, x86-64 machines by default; any `qemu-system-*` by [`Builder::qemu`].
 //! - An attached guest whose process is not known is ended through its monitor, under a job.
 //! - The memory of a guest that moves passes over a network under TLS alone, unless it was said to be one of one's own

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  busybox, qemu-ga + libraries, modules   from the machine   ┐
-//!  init, shutdown, dirty.c                 xtask/guest/       ┴─ target/guest/initramfs.cpio
+//!  init, shutdown, dirty.c, count.c        xtask/guest/       ┴─ target/guest/initramfs.cpio
 //!  kernel image                            from the machine   ── target/guest/vmlinuz
 //! ```
 //!
@@ -27,6 +27,7 @@ use cpio::Archive;
 const INIT: &str = include_str!("../guest/init");
 const SHUTDOWN: &str = include_str!("../guest/shutdown");
 const DIRTY: &str = include_str!("../guest/dirty.c");
+const COUNT: &str = include_str!("../guest/count.c");
 /// Changes when this file packs the same inputs in another way.
 const LAYOUT: u32 = 2;
 
@@ -53,10 +54,17 @@ pub(crate) fn build(needs: &Needs) -> Result<Image, Failure> {
     eprintln!("xtask: building the guest image in {}", folder.display());
     let failed = || Failure::because(format!("build the guest image in {}", folder.display()));
     fs::create_dir_all(&folder).map_err(failed())?;
-    let dirty = compile_dirty(&folder)?;
+    let dirty = compile(&folder, "dirty", DIRTY)?;
+    let count = compile(&folder, "count", COUNT)?;
     let modules = modules::collect(&needs.kernel.modules)?;
     let applets = needs::applets(&needs.busybox)?;
-    let initramfs = pack(needs, &applets, &modules, &dirty).map_err(failed())?;
+    let initramfs = pack(
+        needs,
+        &applets,
+        &modules,
+        &[("dirty", dirty), ("count", count)],
+    )
+    .map_err(failed())?;
     let kernel = fs::read(&needs.kernel.image).map_err(failed())?;
 
     // The stamp goes first and comes back last: a build that was cut short is not taken for done.
@@ -78,7 +86,7 @@ fn inputs(needs: &Needs) -> io::Result<String> {
         images: _,
     } = needs;
     let mut hasher = DefaultHasher::new();
-    (LAYOUT, INIT, SHUTDOWN, DIRTY, libraries).hash(&mut hasher);
+    (LAYOUT, INIT, SHUTDOWN, DIRTY, COUNT, libraries).hash(&mut hasher);
     let files = [agent, busybox, &kernel.image, &kernel.modules];
     for file in files
         .into_iter()
@@ -90,12 +98,12 @@ fn inputs(needs: &Needs) -> io::Result<String> {
     Ok(format!("{:016x}\n", hasher.finish()))
 }
 
-/// The memory dirtier, as a program that needs no library.
-fn compile_dirty(folder: &Path) -> Result<Vec<u8>, Failure> {
+/// One of the guest's own programs, which needs no library.
+fn compile(folder: &Path, name: &str, text: &str) -> Result<Vec<u8>, Failure> {
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-    let source = folder.join("dirty.c");
-    let program = folder.join(format!("dirty.{}", std::process::id()));
-    replace(&source, DIRTY.as_bytes())
+    let source = folder.join(format!("{name}.c"));
+    let program = folder.join(format!("{name}.{}", std::process::id()));
+    replace(&source, text.as_bytes())
         .map_err(Failure::because(format!("write {}", source.display())))?;
     let mut command = Command::new(&compiler);
     command
@@ -119,7 +127,7 @@ fn pack(
     needs: &Needs,
     applets: &[String],
     modules: &[modules::Module],
-    dirty: &[u8],
+    programs: &[(&str, Vec<u8>)],
 ) -> io::Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::new());
     for folder in [
@@ -133,7 +141,9 @@ fn pack(
     archive.symlink("usr/sbin", "../bin")?;
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("bin/shutdown", 0o755, SHUTDOWN.as_bytes())?;
-    archive.file("bin/dirty", 0o755, dirty)?;
+    for (name, program) in programs {
+        archive.file(&format!("bin/{name}"), 0o755, program)?;
+    }
     archive.file("bin/qemu-ga", 0o755, &fs::read(&needs.agent)?)?;
     archive.file("bin/busybox", 0o755, &fs::read(&needs.busybox)?)?;
     for applet in applets.iter().filter(|applet| *applet != "busybox") {

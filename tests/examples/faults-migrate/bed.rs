@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use driver::{Guest, Kernel, Serial};
+use driver::{Disk, DiskFormat, Guest, Kernel, Serial};
 use fastrand::Rng;
 use uuid::Uuid;
 
@@ -24,6 +24,8 @@ const FAST: u64 = 400;
 const SLOW: u64 = 24;
 /// MiB of the guest.
 const MEMORY: u64 = 128;
+/// Bytes of its disk.
+const DISK: u64 = 1 << 20;
 /// The longest a daemon takes to come to a point, and memory to begin to move.
 const REACHED: Duration = Duration::from_secs(15);
 
@@ -34,6 +36,8 @@ pub(crate) struct Bed {
     pub(crate) lab: Lab,
     pub(crate) witness: Witness,
     pub(crate) hosts: [Host; 2],
+    /// What is kept of the guest at the destination: it was there once, was to start with that host, and has moved away.
+    kept_there: Vec<u8>,
 }
 
 impl Bed {
@@ -50,6 +54,7 @@ impl Bed {
             lab,
             witness: Witness::listen(&dir.join("witness"))?,
             hosts,
+            kept_there: Vec::new(),
         };
         bed.make_golden()?;
         Ok(bed)
@@ -63,9 +68,19 @@ impl Bed {
         self.dir.join("golden")
     }
 
-    /// The guest of all runs: it counts on its console, dirties memory, and has its QEMU dial the witness.
+    /// The one file that is its disk on both hosts, and that as it was when the guest was saved.
+    fn disk(&self) -> PathBuf {
+        self.dir.join("disk")
+    }
+
+    fn golden_disk(&self) -> PathBuf {
+        self.dir.join("golden-disk")
+    }
+
+    /// The guest of all runs: it counts on its console and on its disk, dirties memory, and has its QEMU dial the witness.
     fn guest(&self) -> String {
-        let words = "console=ttyS0 quiet vmwright.qga=none vmwright.dirty=8 vmwright.dirtyrate=4";
+        let words = "console=ttyS0 quiet vmwright.qga=none vmwright.dirty=8 vmwright.dirtyrate=4 \
+                     vmwright.count=/dev/vda";
         let kernel = Kernel {
             initrd: Some(self.env.initrd.clone()),
             arguments: words.into(),
@@ -80,6 +95,7 @@ impl Bed {
         let guest = Guest {
             uuid: self.uuid,
             memory_mib: MEMORY,
+            disks: vec![Disk::new("data", self.disk(), DiskFormat::Raw)],
             kernel: Some(kernel),
             serial: Serial::File(self.dir.join("console")),
             extra_arguments: dials.chain(uneven_memory(MEMORY)).collect(),
@@ -88,25 +104,57 @@ impl Bed {
         serde_json::to_string(&guest).expect("a guest is JSON")
     }
 
-    /// Boots the guest once and saves it: what every run begins with is restored from a copy of that.
+    /// Boots the guest once, at the destination, moves it to the source and saves it there: what every run begins with is
+    /// restored from a copy of that.
     fn make_golden(&mut self) -> Result<(), String> {
+        let disk = fs::File::create(self.disk()).and_then(|file| file.set_len(DISK));
+        disk.map_err(|error| format!("cannot make the disk: {error}"))?;
         let (guest, golden) = (self.guest(), self.golden());
-        self.hosts[0].start(&self.lab)?;
-        self.hosts[0].ask(&format!("boot {guest}"))?;
+        for host in &mut self.hosts {
+            host.start(&self.lab)?;
+        }
+        self.host(Side::Destination).ask(&format!("boot {guest}"))?;
         let limit = Duration::from_secs(60);
-        self.until(limit, "it boots", |bed| bed.console().ticks().len() > 5)?;
+        self.until(limit, "it boots", |bed| {
+            bed.console().ticks().len() > 5 && bed.counted().is_some_and(|number| number > 5)
+        })?;
+        self.is_disk_locked()?;
+        let moved = self.host(Side::Destination);
+        moved.ask(&format!("move {FAST}"))?;
+        if !moved.says(REACHED, "moved ok") {
+            return Err("it does not come to the source".to_owned());
+        }
+        self.kept_there = self.hosts[Side::Destination as usize].kept(self.uuid)?;
+        let has_moved = String::from_utf8_lossy(&self.kept_there).contains("\"moved_away\": true");
+        if !has_moved {
+            return Err("it moved, and that is not written down".to_owned());
+        }
         self.hosts[0].ask(&format!("save {}", golden.display()))?;
-        self.hosts[0].end()?;
-        self.clean()
+        let copied = fs::copy(self.disk(), self.golden_disk());
+        copied.map_err(|error| format!("cannot copy the disk: {error}"))?;
+        self.end_run()
+    }
+
+    /// Nobody else gets at the disk of a guest that runs, by QEMU's own lock: what would be a second guest on it ends.
+    fn is_disk_locked(&self) -> Result<(), String> {
+        let disk = self.disk().display().to_string();
+        // As large as it is already: nothing would change if nobody had it.
+        let size = DISK.to_string();
+        match self.env.qemu_img(&["resize", "-f", "raw", &disk, &size]) {
+            Err(refused) if refused.contains("lock") => Ok(()),
+            other => Err(format!("the disk is not locked: {other:?}")),
+        }
     }
 
     /// Two daemons, and the guest at the source.
     pub(crate) fn set_up(&mut self) -> Result<(), String> {
+        self.hosts[Side::Destination as usize].keep(self.uuid, &self.kept_there)?;
         for host in 0..2 {
             self.hosts[host].start(&self.lab)?;
         }
         let copy = self.dir.join("copy");
-        let copied = fs::copy(self.golden(), &copy);
+        let copied =
+            fs::copy(self.golden(), &copy).and_then(|_| fs::copy(self.golden_disk(), self.disk()));
         copied.map_err(|error| format!("cannot copy the golden save: {error}"))?;
         let guest = self.guest();
         self.hosts[0].ask(&format!("restore {} {guest}", copy.display()))?;
@@ -197,6 +245,13 @@ impl Bed {
 
     pub(crate) fn console(&self) -> Console {
         Console::at(self.dir.join("console"))
+    }
+
+    /// The number that the guest wrote to its disk last.
+    pub(crate) fn counted(&self) -> Option<u64> {
+        let disk = fs::read(self.disk()).ok()?;
+        let line = disk.split(|byte| *byte == b'\n').next()?;
+        std::str::from_utf8(line).ok()?.parse().ok()
     }
 
     pub(crate) fn until(

@@ -45,12 +45,12 @@ pub(crate) enum Fault {
     StopQemu(Side),
     CutAndMend,
     CutForGood,
-    Cancel,
+    Cancel(Side),
     DiskFull(Side),
     Reboot(Side),
 }
 
-pub(crate) const FAULTS: [Fault; 15] = [
+pub(crate) const FAULTS: [Fault; 16] = [
     Fault::KillDaemon(Source),
     Fault::KillDaemon(Destination),
     Fault::KillQemu(Source),
@@ -61,9 +61,10 @@ pub(crate) const FAULTS: [Fault; 15] = [
     Fault::StopQemu(Destination),
     Fault::CutAndMend,
     Fault::CutForGood,
-    Fault::Cancel,
-    Fault::DiskFull(Source),
+    Fault::Cancel(Source),
+    Fault::Cancel(Destination),
     Fault::DiskFull(Destination),
+    Fault::DiskFull(Source),
     Fault::Reboot(Source),
     Fault::Reboot(Destination),
 ];
@@ -99,8 +100,14 @@ impl Cell {
             names.iter().map(|name| Point::Held(side, name)).collect()
         };
         let (here, there) = match self.phase {
-            // There is no copy yet that could be killed.
-            Phase::Begin if is_of_qemu(Destination) => (vec![], vec![]),
+            // There is no copy yet that could be killed, nor anything to be cancelled there.
+            Phase::Begin if is_of_qemu(Destination) || self.fault == Fault::Cancel(Destination) => {
+                (vec![], vec![])
+            }
+            // It only forgets what it wrote, which a full disk never refuses.
+            Phase::Confirm | Phase::PostCopy if self.fault == Fault::DiskFull(Destination) => {
+                (vec![], vec![])
+            }
             Phase::Begin if self.fault == Fault::DiskFull(Source) => {
                 (held(Source, &["stores begin"]), vec![])
             }
@@ -108,6 +115,11 @@ impl Cell {
             Phase::Prepare if is_of_qemu(Destination) => (
                 held(Source, &["heard prepare"]),
                 held(Destination, &["stored prepared"]),
+            ),
+            // It has heard of the guest by then.
+            Phase::Prepare if self.fault == Fault::Cancel(Destination) => (
+                held(Source, &["heard prepare"]),
+                held(Destination, &["stored preparing", "stored prepared"]),
             ),
             Phase::Prepare if self.fault == Fault::DiskFull(Source) => {
                 (held(Source, &["stores prepare"]), vec![])
@@ -147,6 +159,14 @@ impl Cell {
             Phase::Confirm if is_of_qemu(Source) => (
                 held(Source, &["stores released", "stored released"]),
                 vec![],
+            ),
+            // And here it knows of it still.
+            Phase::Confirm if self.fault == Fault::Cancel(Destination) => (
+                held(
+                    Source,
+                    &["stores released", "stored released", "asks confirm"],
+                ),
+                held(Destination, &["stores nothing"]),
             ),
             Phase::Confirm if self.fault == Fault::DiskFull(Source) => {
                 (held(Source, &["stores released"]), vec![])
@@ -210,7 +230,7 @@ impl fmt::Display for Fault {
             Self::StopQemu(at) => write!(f, "QEMU stopped, {}", side(at)),
             Self::CutAndMend => f.write_str("link cut and mended"),
             Self::CutForGood => f.write_str("link cut for good"),
-            Self::Cancel => f.write_str("cancel"),
+            Self::Cancel(at) => write!(f, "cancel, {}", side(at)),
             Self::DiskFull(at) => write!(f, "disk full, {}", side(at)),
             Self::Reboot(at) => write!(f, "host rebooted, {}", side(at)),
         }

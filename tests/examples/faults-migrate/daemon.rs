@@ -4,7 +4,7 @@
 //! ```text
 //!  restore FILE       the guest, kept and to be started with the host     arm POINT  go     of the gate
 //!  move MIB_A_SECOND [post-copy]  answered at once; `moved …` follows at its end
-//!  follow             turns it to post-copy                               cancel  resolve RULING  status  end
+//!  follow             turns it to post-copy                               hurry  cancel  resolve RULING  status  end
 //! ```
 
 use std::io::{BufRead, Write};
@@ -35,6 +35,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// Bytes a second of the rest of the memory, in post-copy.
 const FOLLOWS: u64 = 12 << 20;
 
+/// Bytes a second of what is to be there at once.
+const AT_ONCE: u64 = 1 << 30;
+
 /// How long the guests of an earlier daemon are looked for.
 const RECOVERED: Duration = Duration::from_secs(20);
 
@@ -63,6 +66,7 @@ async fn run(dir: &Path, host: usize) -> Result<(), String> {
     let store = FileStore::new(&run_dir, &state_dir).map_err(|error| error.to_string())?;
     let store = GatedStore {
         store,
+        probe: state_dir.join("probe"),
         gate: gate.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
@@ -116,14 +120,19 @@ async fn run(dir: &Path, host: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Tells what became of guests of an earlier daemon, and of migrations that were left open.
+/// Tells what became of guests of an earlier daemon, of migrations that were left open, and of guests that are gone.
 async fn follow(mut news: Subscription) {
     loop {
-        if let Notice::News { news, .. } = news.next().await
-            && let What::Recovered(found) = &news.what
-        {
-            let job = found.job.as_deref().unwrap_or("nothing");
-            say(&format!("recovered {job} {:?}", found.became));
+        let Notice::News { news, .. } = news.next().await else {
+            continue;
+        };
+        match &news.what {
+            What::Recovered(found) => {
+                let job = found.job.as_deref().unwrap_or("nothing");
+                say(&format!("recovered {job} {:?}", found.became));
+            }
+            What::Gone { why, .. } => say(&format!("gone {why}")),
+            _ => {}
         }
     }
 }
@@ -189,6 +198,7 @@ async fn obey(daemon: &Arc<Daemon>, order: &str) -> Result<String, String> {
         "boot" => {
             let guest = serde_json::from_str(object).map_err(|error| error.to_string())?;
             let web = daemon.driver.define(guest).await.map_err(text)?;
+            web.set_autostart(true).await.map_err(text)?;
             web.start().await.map_err(text)?;
         }
         "save" => {
@@ -211,6 +221,7 @@ async fn obey(daemon: &Arc<Daemon>, order: &str) -> Result<String, String> {
         }
         "start" => daemon.web()?.start().await.map_err(text)?,
         "follow" => follow_on(daemon).await?,
+        "hurry" => hurry(daemon).await?,
         "cancel" => drop(tokio::spawn({
             let daemon = daemon.clone();
             async move {
@@ -263,20 +274,43 @@ async fn follow_on(daemon: &Daemon) -> Result<(), String> {
     web.post_copy().await.map_err(text)
 }
 
+/// Has what is left of the memory sent as fast as it goes.
+async fn hurry(daemon: &Daemon) -> Result<(), String> {
+    let tuning = Tuning {
+        bandwidth: Some(AT_ONCE),
+        post_copy_bandwidth: Some(AT_ONCE),
+        ..Tuning::default()
+    };
+    let tuned = daemon.web()?.tune_migration(tuning);
+    tuned.await.map_err(text)
+}
+
 /// Cancels what leaves from here, or what arrives.
 async fn cancel(daemon: &Daemon) -> Result<(), String> {
     // A daemon that stands at a record cannot read its journal, so what leaves is found by its job.
     let kind = |jobs: &job_core::Snapshot| jobs.asynchronous.as_ref().map(|held| held.holder.kind);
     let web = daemon.web()?;
     if kind(&web.jobs()) == Some(Kind::Async(AsyncKind::MigrationOut)) {
-        return web.cancel_job("campaign").map(drop).map_err(text);
+        let cancelled = web.cancel_job("campaign").map(drop);
+        let is_late = |error: &driver::Error| error.kind() == driver::ErrorKind::TooLate;
+        return cancelled.map_err(|error| refused(is_late(&error), &error));
     }
     let deadline = Instant::now() + Duration::from_secs(5);
     let destination = daemon.driver.destination();
     let open = daemon.open().await?;
     let open = open.first().ok_or("nothing moves here")?;
     let cancelled = destination.cancel(open.id, deadline).await;
-    cancelled.map(drop).map_err(|error| format!("{error:#}"))
+    let is_late =
+        |error: &remote_migrate::Error| error.kind() == remote_migrate::ErrorKind::TooLate;
+    cancelled
+        .map(drop)
+        .map_err(|error| refused(is_late(&error), &error))
+}
+
+/// A cancel that came too late is told as such.
+fn refused(is_late: bool, error: &impl std::fmt::Display) -> String {
+    let word = if is_late { "too late: " } else { "" };
+    format!("{word}{error:#}")
 }
 
 /// Decides what is in doubt, as an operator does: `fenced`, `owns`, or `has-all`.
@@ -310,6 +344,7 @@ async fn status(daemon: &Daemon) -> Result<String, String> {
             "side": open.side.to_string(),
             "phase": format!("{:?}", open.phase),
             "owner": format!("{:?}", open.owner),
+            "post_copy": open.post_copy.map(|rest| format!("{rest:?}")),
             "is_under_way": open.next == Next::UnderWay,
         })
     });

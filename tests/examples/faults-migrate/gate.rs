@@ -3,8 +3,13 @@
 //! A point is named as it reads: `stores starting`, `stored starting`, `asks finish`, `heard finish`. Whoever armed one is
 //! told when the daemon comes to it, and the daemon goes on when told to; only the task at the point stands still. Wraps
 //! the driver's own seams and decides nothing.
+//!
+//! The store of files reserves what a migration's record may need, so that a disk that is full refuses none but the first.
+//! Other stores need not, and a disk may refuse for other reasons: here each record needs a page that is free.
 
+use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -16,6 +21,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::daemon::say;
+
+/// What a disk gives at least, or nothing.
+const PAGE: usize = 4096;
 
 /// One point at a time.
 #[derive(Clone)]
@@ -63,16 +71,23 @@ impl Gate {
 /// A store whose records of migrations have points before and after them.
 pub(crate) struct GatedStore<S> {
     pub(crate) store: S,
+    /// On the disk that the records are on.
+    pub(crate) probe: PathBuf,
     pub(crate) gate: Gate,
     pub(crate) runtime: Handle,
 }
 
 impl<S> GatedStore<S> {
-    fn pass(&self, when: &str, stage: Option<&str>) {
-        if let Some(stage) = stage {
-            self.runtime
-                .block_on(self.gate.pass(&format!("{when} {stage}")));
-        }
+    fn pass(&self, when: &str, stage: &str) {
+        self.runtime
+            .block_on(self.gate.pass(&format!("{when} {stage}")));
+    }
+
+    /// Whether the disk has a page left, by its own word.
+    fn ask_the_disk(&self) -> io::Result<()> {
+        let written = fs::write(&self.probe, [1; PAGE]);
+        let removed = fs::remove_file(&self.probe);
+        written.and(removed)
     }
 }
 
@@ -81,9 +96,16 @@ impl<S: StateStore> StateStore for GatedStore<S> {
         let stage = (shelf == Shelf::Migrations)
             .then(|| stage(record))
             .flatten();
-        self.pass("stores", stage.as_deref());
-        self.store.put(shelf, key, record)?;
-        self.pass("stored", stage.as_deref());
+        let Some(stage) = stage.as_deref() else {
+            return self.store.put(shelf, key, record);
+        };
+        self.pass("stores", stage);
+        let put = self.ask_the_disk();
+        if let Err(error) = put.and_then(|()| self.store.put(shelf, key, record)) {
+            say(&format!("refused {stage}: {error}"));
+            return Err(error);
+        }
+        self.pass("stored", stage);
         Ok(())
     }
 
@@ -92,8 +114,9 @@ impl<S: StateStore> StateStore for GatedStore<S> {
     }
 
     fn remove(&self, shelf: Shelf, key: &str) -> io::Result<()> {
-        let stage = (shelf == Shelf::Migrations).then_some("nothing");
-        self.pass("stores", stage);
+        if shelf == Shelf::Migrations {
+            self.pass("stores", "nothing");
+        }
         self.store.remove(shelf, key)
     }
 

@@ -144,10 +144,16 @@ impl Host {
         good.ok_or_else(|| format!("{order}: {answer}"))
     }
 
-    /// Waits until it has said that line, if it does in time.
+    /// Waits until it has said a line that begins so, if it does in time.
     pub(crate) fn says(&mut self, limit: Duration, wanted: &str) -> bool {
         // It may have come before an answer.
-        self.told(wanted).is_some() || self.wait(limit, |line| line == wanted).is_ok()
+        if self.told(wanted).is_some() {
+            return true;
+        }
+        let said = self.wait(limit, |line| line.starts_with(wanted));
+        // What was waited for has been told as well.
+        self.told.extend(said.as_ref().ok().cloned());
+        said.is_ok()
     }
 
     /// What it has said so far that begins with `word`.
@@ -249,6 +255,20 @@ impl Host {
         let store = FileStore::new(&self.dir.join("run"), &self.dir.join("state")).ok()?;
         let found = store.list(Shelf::Migrations).ok()?;
         found.into_iter().next()?.1.ok()
+    }
+
+    fn definition(&self, uuid: Uuid) -> PathBuf {
+        self.dir.join(format!("state/domains/{uuid}.json"))
+    }
+
+    /// What its daemon keeps of the guest, as it is written there.
+    pub(crate) fn kept(&self, uuid: Uuid) -> Result<Vec<u8>, String> {
+        fs::read(self.definition(uuid)).map_err(|error| error.to_string())
+    }
+
+    /// Puts that there, as an earlier daemon would have left it.
+    pub(crate) fn keep(&self, uuid: Uuid, kept: &[u8]) -> Result<(), String> {
+        fs::write(self.definition(uuid), kept).map_err(|error| error.to_string())
     }
 
     /// What of the guest is left when it is gone: records, sockets, logs.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A run counts once its fault has come in its phase; until then it is tried again. The seed and the number of a run decide
-//! all that is random in it. Called by `cargo xtask faults migrate`, which finds QEMU and builds the guest.
+//! all that is random in it; what became of each is kept, so that a campaign that was cut short goes on where it was. Called by
+//! `cargo xtask faults migrate`, which finds QEMU and builds the guest.
 
 mod bed;
 mod cells;
@@ -21,6 +22,7 @@ mod lab;
 #[path = "../../suite/rig.rs"]
 mod rig;
 mod strike;
+mod tally;
 mod witness;
 
 use std::path::Path;
@@ -34,14 +36,15 @@ use judge::End;
 use lab::Lab;
 use rig::Env;
 use strike::Struck;
+use tally::Tally;
 
 /// What the guest is called.
 pub(crate) const NAME: &str = "web";
 /// Each cell is to be hit so often.
-const OFTEN: u64 = 2;
+pub(crate) const OFTEN: u64 = 2;
 /// A fault that does not come where it was meant to is tried again so often.
 const TRIES: u32 = 10;
-/// One run takes at most so long, from the order to move to the last word.
+/// One run takes at most so long, from the order to move until nothing is left of it.
 const CAP: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
@@ -83,12 +86,14 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
     let often = if is_short { 1 } else { OFTEN };
     let runs = number("--runs", often * cells.len() as u64)?;
     let (seed, from) = (number("--seed", 1)?, number("--from", 0)?);
-    let mut tally = Tally::new(&cells);
+    if from > runs {
+        return Err(format!("it cannot go on from run {from} of {runs}"));
+    }
+    let mut tally = Tally::of(seed, is_short, from)?;
     let began = Instant::now();
     let mut bed = None;
     for run in from..runs {
-        let place = (run % cells.len() as u64) as usize;
-        let cell = cells[place];
+        let cell = cells[place(run, &cells)];
         let mut random = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(run));
         let on = match bed.take() {
             Some(on) => on,
@@ -96,7 +101,7 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
         };
         match one(on, cell, &mut random, &mut tally) {
             Ok((on, end, what)) => {
-                tally.count(place, end);
+                tally.note(run, Ok(end))?;
                 println!("run {run:>3}  {cell:<40} {what}");
                 bed = Some(on);
             }
@@ -104,7 +109,7 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
                 // The next run gets hosts of its own, on which nothing is left of this one.
                 let failure = format!("run {run} of seed {seed}, {cell}: {error}");
                 println!("FAILED {failure}");
-                tally.failures.push(failure);
+                tally.note(run, Err(failure))?;
             }
         }
     }
@@ -113,7 +118,12 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
     if !left.is_empty() {
         return Err(format!("these namespaces are left: {left:?}"));
     }
-    tally.print(&cells, runs - from, began.elapsed())
+    tally.print(&cells, runs, began.elapsed())
+}
+
+/// Which of the cells a run is of.
+fn place(run: u64, cells: &[Cell]) -> usize {
+    (run % cells.len() as u64) as usize
 }
 
 /// Two hosts, and the directory that all of theirs is in, which goes last.
@@ -149,7 +159,7 @@ fn one(
             let took = began.elapsed().as_secs_f64();
             return Ok((on, end, format!("{point:<32} {end:?} in {took:.1} s")));
         }
-        tally.outside += 1;
+        tally.kept.outside += 1;
     }
     Err("it never came in its phase".to_owned())
 }
@@ -159,68 +169,20 @@ fn attempt(bed: &mut Bed, cell: Cell, random: &mut Rng) -> Result<Option<(End, S
     let points = cell.points();
     let point = points[random.usize(..points.len())];
     bed.set_up()?;
-    let deadline = Instant::now() + CAP;
+    let began = Instant::now();
     let mut struck = Struck::default();
     if bed.reach(point, random)? {
         let at = |error| format!("at {point}: {error}");
         struck = bed.strike(point, cell.fault, random).map_err(at)?;
     }
     let at = |error| format!("at {point}, {struck:?}: {error}");
-    let end = bed.judge(cell, struck, deadline).map_err(at)?;
+    let end = bed.judge(cell, struck, began + CAP).map_err(at)?;
     bed.end_run().map_err(at)?;
+    let took = began.elapsed();
+    if took > CAP {
+        return Err(at(format!(
+            "it took {took:.1?}, {CAP:?} at most are allowed"
+        )));
+    }
     Ok(struck.is_hit.then(|| (end, point.to_string())))
-}
-
-struct Tally {
-    hits: Vec<u64>,
-    ends: [u64; 4],
-    outside: u64,
-    failures: Vec<String>,
-}
-
-impl Tally {
-    fn new(cells: &[Cell]) -> Self {
-        Self {
-            hits: vec![0; cells.len()],
-            ends: [0; 4],
-            outside: 0,
-            failures: Vec::new(),
-        }
-    }
-
-    fn count(&mut self, place: usize, end: End) {
-        self.hits[place] += 1;
-        self.ends[end as usize] += 1;
-    }
-
-    fn print(&self, cells: &[Cell], runs: u64, took: Duration) -> Result<(), String> {
-        let outside = self.outside;
-        println!("\nhits of each cell; {outside} faults came outside their phase and do not count");
-        for (cell, hits) in cells.iter().zip(&self.hits) {
-            println!("{hits:>4}  {cell}");
-        }
-        let [one, lost, taken, doubt] = self.ends;
-        println!("\n{one:>4}  exactly one runs");
-        println!("{lost:>4}  the only complete copy was killed, and the loss is named");
-        println!("{taken:>4}  it was taken when its host went down, and the loss is named");
-        println!(
-            "{doubt:>4}  nobody ran, both sides named the migration, and then exactly one did"
-        );
-        let good = runs - self.failures.len() as u64;
-        let verdict = |is_kept| if is_kept { "ok" } else { "short" };
-        println!(
-            "figure faults-migrate {good} runs bar >= {runs} {}",
-            verdict(good == runs)
-        );
-        let least = self.hits.iter().min().copied().unwrap_or(0);
-        let wanted = OFTEN.min(runs / cells.len() as u64);
-        let is_kept = verdict(least >= wanted);
-        println!("figure faults-migrate-least-hit {least} hits bar >= {wanted} {is_kept}");
-        println!("{good} of {runs} runs in {:.0} s", took.as_secs_f64());
-        if self.failures.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("these failed:\n{}", self.failures.join("\n")))
-        }
-    }
 }

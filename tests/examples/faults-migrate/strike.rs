@@ -10,11 +10,16 @@ use crate::bed::Bed;
 use crate::cells::{Fault, Point, Side};
 use crate::rig::{Signal, kill};
 
+/// The longest until a daemon writes to a disk that is full.
+const REFUSED: Duration = Duration::from_secs(8);
+
 /// What a fault has done, for the judge.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Struck {
     /// It came where it was meant to.
     pub(crate) is_hit: bool,
+    /// Whose host was started anew.
+    pub(crate) rebooted: Option<Side>,
     /// Whose QEMU it killed, if it did.
     pub(crate) killed: Option<Side>,
     /// Whether the journal of a destination whose host went down called the guest its own by then. Whether it was let run
@@ -75,12 +80,7 @@ impl Bed {
                 struck.is_hit = self.is_at(point);
                 self.go_on(point)?;
             }
-            Fault::Cancel => {
-                let side = if random.bool() {
-                    Side::Source
-                } else {
-                    Side::Destination
-                };
+            Fault::Cancel(side) => {
                 self.host(side).ask("cancel")?;
                 struck.is_hit = self.is_at(point);
                 struck.cancelled = Some(side);
@@ -92,12 +92,19 @@ impl Bed {
                 self.host(side).fill()?;
                 struck.is_hit = self.is_at(point);
                 self.go_on(point)?;
+                if !matches!(point, Point::Held(..)) {
+                    // The next record is written when the memory is there. One that has just come is written already.
+                    let _moved = self.hosts[Side::Source as usize].ask("hurry");
+                }
+                // A full disk that nobody writes to has shown nothing.
+                struck.is_hit &= self.host(side).says(REFUSED, "refused ");
                 sleep(while_it_lasts);
                 self.host(side).free()?;
             }
             Fault::Reboot(side) => {
                 self.host(side).kill();
                 struck = self.kill_qemu(point, side)?;
+                struck.rebooted = Some(side);
                 let stage = self.stage(side);
                 struck.was_taken = side == Side::Destination
                     && matches!(stage.as_deref(), Some("starting" | "owned"));

@@ -35,6 +35,10 @@ pub(crate) struct Life {
     pub(crate) is_loaded: bool,
     /// Whether memory has begun to leave it.
     pub(crate) is_moving: bool,
+    /// Whether its guest was booted, not brought here from elsewhere.
+    pub(crate) is_booted: bool,
+    /// What it told last of a migration.
+    pub(crate) migration: String,
     /// Where it can be asked.
     line: Option<Arc<UnixStream>>,
     /// What it was asked, and what it has answered to that.
@@ -123,6 +127,10 @@ impl Witness {
         };
         let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
         let network = fs::metadata(format!("/proc/{pid}/ns/net")).ok();
+        // Its state may have come before it is first asked.
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        let is_incoming = words.any(|word| word == b"-incoming");
         self.with(|lives| {
             lives.push(Life {
                 pid,
@@ -131,6 +139,8 @@ impl Witness {
                 is_over: false,
                 is_loaded: false,
                 is_moving: false,
+                is_booted: !is_incoming,
+                migration: String::new(),
                 line: stream.try_clone().ok().map(Arc::new),
                 asked: 0,
                 answers: Vec::new(),
@@ -159,36 +169,16 @@ impl Witness {
             let at =
                 Duration::from_secs(part("seconds")) + Duration::from_micros(part("microseconds"));
             let event = said["event"].as_str().unwrap_or_default();
-            self.change(pid, |life| match event {
-                "RESUME" => {
-                    // What moved before brought it here.
-                    life.is_moving = false;
-                    life.spans.push((at, None));
+            self.change(pid, |life| {
+                if event == "MIGRATION" {
+                    let status = said["data"]["status"].as_str();
+                    life.migration = status.unwrap_or_default().to_owned();
                 }
-                "STOP" => life.stop(at),
-                "MIGRATION" if said["data"]["status"] == "completed" => life.is_loaded = true,
-                "MIGRATION" if said["data"]["status"] == "active" => life.is_moving = true,
-                _ if said["id"] == QUESTION => {
-                    let answer = said.get("return").or_else(|| said.get("error"));
-                    let answer = answer.map(|answer| match answer.as_str() {
-                        Some(text) => text.replace("\r\n", "\n    "),
-                        None => answer.to_string(),
-                    });
-                    life.answers.push(answer.unwrap_or_default());
-                }
-                _ if said["id"] == "query-status" => {
-                    let status = &said["return"];
-                    life.is_loaded |= status["status"] != "inmigrate";
-                    if status["running"] == true && life.spans.is_empty() {
-                        life.spans.push((now(), None));
-                    }
-                }
-                _ => {}
+                life.hear(event, at, &said);
             });
         }
         Ok(())
     }
-
     fn change(&self, pid: u32, change: impl FnOnce(&mut Life)) {
         self.with(|lives| {
             let life = lives.iter_mut().rev().find(|life| life.pid == pid);
@@ -198,6 +188,35 @@ impl Witness {
 }
 
 impl Life {
+    fn hear(&mut self, event: &str, at: Duration, said: &Value) {
+        match event {
+            "RESUME" => {
+                // What moved before brought it here.
+                self.is_moving = false;
+                self.spans.push((at, None));
+            }
+            "STOP" => self.stop(at),
+            "MIGRATION" if said["data"]["status"] == "completed" => self.is_loaded = true,
+            "MIGRATION" if said["data"]["status"] == "active" => self.is_moving = true,
+            _ if said["id"] == QUESTION => {
+                let answer = said.get("return").or_else(|| said.get("error"));
+                let answer = answer.map(|answer| match answer.as_str() {
+                    Some(text) => text.replace("\r\n", "\n    "),
+                    None => answer.to_string(),
+                });
+                self.answers.push(answer.unwrap_or_default());
+            }
+            _ if said["id"] == "query-status" => {
+                let status = &said["return"];
+                self.is_loaded |= status["status"] != "inmigrate";
+                if status["running"] == true && self.spans.is_empty() {
+                    self.spans.push((now(), None));
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn stop(&mut self, at: Duration) {
         if let Some(span) = self.spans.last_mut()
             && span.1.is_none()
@@ -250,6 +269,8 @@ mod tests {
             is_over: false,
             is_loaded: true,
             is_moving: false,
+            is_booted: false,
+            migration: String::new(),
             line: None,
             asked: 0,
             answers: Vec::new(),
