@@ -22,8 +22,7 @@ use crate::driver::Driver;
 /// How many connections are served at most behind one door; a daemon needs one for each that sends it guests.
 const PLACES: usize = 64;
 /// How many more have not shown yet who they are, or wait for a place. Whoever comes when all seats are taken has that of
-/// the one that has sat there longest: a handshake takes milliseconds, and one that takes longer than so many others needs
-/// need not end.
+/// the one that has sat there longest: a handshake takes milliseconds, so that one is hardly going to end.
 const SEATS: usize = 64;
 /// After a failure to accept, as when the process is out of descriptors: it would fail again at once.
 const PAUSE: Duration = Duration::from_millis(100);

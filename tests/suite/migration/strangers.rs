@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::future::IntoFuture;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -26,7 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
-use super::{SECOND, counts_on};
+use super::{SECOND, at_full_speed, counts_on, is_performing, slow};
 use crate::authority::Authority;
 use crate::rig::{Rig, boot};
 
@@ -446,6 +447,23 @@ async fn crowd(house: &House, good: &Tls) {
     assert_eq!(answer.expect("it is served").reply, Reply::Unknown);
 }
 
+/// One that may come in, and takes itself for a later life of the source of a guest that is on its way.
+async fn claims_it(house: &House, way: &dyn Dial, guest: &Domain) {
+    let open = house.rig.driver.migrations().await;
+    let open = open.expect("the journal is read");
+    let finish = Request {
+        migration: open.first().expect("it is on its way").id,
+        domain: guest.uuid(),
+        call: Call::Finish,
+        ..status()
+    };
+    let mut lie = to_value(finish).expect("it is JSON");
+    lie["epoch"] = u64::MAX.into();
+    let mut liar = Stranger::greeted(way).await;
+    liar.say(&question(&lie)).await;
+    assert_eq!(liar.fault().await, FaultKind::Mismatch);
+}
+
 pub(super) async fn whoever_is_none_to_be_served_starts_nothing_leaves_nothing_and_shuts_nobody_out(
     rig: Rig,
 ) {
@@ -464,8 +482,13 @@ pub(super) async fn whoever_is_none_to_be_served_starts_nothing_leaves_nothing_a
     house.is_left(doors).await;
     house.is_untouched_by(&domain).await;
 
-    let moved = domain.migrate(Arc::new(house.peer(good)), MigrateOptions::default());
-    let report = moved.await.expect("who may come is served as ever");
+    let peer = Arc::new(house.peer(good.clone()));
+    let moving = tokio::spawn(domain.migrate(peer, slow()).into_future());
+    assert!(is_performing(&domain).await);
+    claims_it(&house, &house.by_tcp(good), &domain).await;
+    at_full_speed(&domain).await;
+    let moved = moving.await.expect("no panic");
+    let report = moved.expect("who may come is served as ever");
     assert_eq!((report.owner, report.settled), (Owner::Destination, true));
     let moved = house.rig.driver.by_uuid(domain.uuid());
     let runs = moved.and_then(|moved| moved.observed().pid);
