@@ -195,23 +195,19 @@ pub(crate) async fn of_the_gone(domain: &Domain, work: Option<&Work>) -> Result<
             let unread = domain.0.context.unreadable().await?;
             let is_unread =
                 |side: Side| unread.iter().any(|bad| bad.may_be_at(domain.uuid(), side));
-            let mut mine = records
-                .iter()
-                .filter(|record| record.domain() == domain.uuid());
-            let arrives = |record: &Record| match record {
-                Record::Destination(record) => record.stage != DestinationStage::Preparing,
-                Record::Source(_) => false,
+            let mine = || {
+                records
+                    .iter()
+                    .filter(|record| record.domain() == domain.uuid())
             };
             // What only is to be told is no work at the guest.
             let leaves =
                 |record: &Record| record.side() == Side::Source && record.refuses_migration();
-            let owns = |record: &Record| {
-                record.side() == Side::Destination && record.owner() == Owner::Destination
-            };
+            let (is_arriving, was_taken) = arrival(mine());
             (
-                mine.clone().any(arrives) || is_unread(Side::Destination),
-                mine.clone().any(owns),
-                mine.any(leaves) || is_unread(Side::Source),
+                is_arriving || is_unread(Side::Destination),
+                was_taken,
+                mine().any(leaves) || is_unread(Side::Source),
             )
         }
         _ => (false, false, false),
@@ -224,6 +220,30 @@ pub(crate) async fn of_the_gone(domain: &Domain, work: Option<&Work>) -> Result<
         is_leaving,
         inside: Standing::Nothing,
     })
+}
+
+/// Whether the records tell of a QEMU here that waits for the guest, and whether of one that took it. One that was taken by
+/// an earlier migration may have left since, and be on its way back.
+fn arrival<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> (bool, bool) {
+    let stages = records.filter_map(|record| match record {
+        Record::Destination(record) => Some(&record.stage),
+        Record::Source(_) => None,
+    });
+    let is_open = |stage: &DestinationStage| {
+        matches!(
+            stage,
+            DestinationStage::Preparing | DestinationStage::Prepared
+        )
+    };
+    (
+        stages
+            .clone()
+            .any(|stage| *stage != DestinationStage::Preparing),
+        stages
+            .clone()
+            .any(|stage| stage.owner() == Owner::Destination)
+            && !stages.clone().any(is_open),
+    )
 }
 
 /// How far QEMU itself is with a job of storage.
@@ -259,4 +279,42 @@ async fn ended(live: &Live) -> Result<(), Error> {
         }
         .into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_migrate::{DestinationRecord, Epoch, MigrationId, RunState};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn at(stages: &[DestinationStage]) -> (bool, bool) {
+        let record = |stage: &DestinationStage| {
+            Record::Destination(DestinationRecord {
+                migration: MigrationId::random(),
+                domain: Uuid::nil(),
+                epoch: Epoch::FIRST,
+                run: RunState::Running,
+                home: "there".into(),
+                prepared: None,
+                stage: stage.clone(),
+            })
+        };
+        let records: Vec<_> = stages.iter().map(record).collect();
+        arrival(records.iter())
+    }
+
+    #[test]
+    fn a_guest_on_its_way_back_is_not_taken_for_one_that_has_arrived() {
+        use DestinationStage::{Owned, Prepared, Preparing, Starting};
+        assert_eq!(at(&[]), (false, false));
+        assert_eq!(at(&[Preparing]), (false, false));
+        assert_eq!(at(&[Prepared]), (true, false));
+        assert_eq!(at(&[Starting]), (true, true));
+        for open in [Preparing, Prepared] {
+            assert_eq!(at(&[Owned, open.clone()]), (true, false));
+            assert_eq!(at(&[open, Owned]), (true, false));
+        }
+        assert_eq!(at(&[Owned, Starting]), (true, true));
+    }
 }
