@@ -85,6 +85,7 @@ tests! {
     a_guest_that_died_before_its_memory_moved_is_lost_and_nobody_waits_for_it,
     a_guest_that_died_before_its_connections_were_made_is_lost_and_is_not_waited_for_long,
     a_guest_whose_host_goes_down_before_it_connects_is_not_waited_for_long,
+    room_that_was_made_by_a_daemon_that_died_is_given_up_though_its_source_is_silent,
     a_guest_comes_over_several_connections_where_that_is_trusted_and_not_elsewhere,
     memory_is_read_on_its_way_in_plaintext_and_not_under_tls,
     a_guest_moves_there_and_back_under_tls_and_keeps_no_key,

@@ -79,8 +79,8 @@ pub(super) async fn start(context: &Context, step: Step, state: RunState) -> Res
 pub(super) async fn discard(context: &Context, step: Step) -> Result<(), Error> {
     let was_taken = was_taken(context, step).await?;
     match look(context, step).await? {
-        CopyState::Gone(_) => return forget(context, step).await,
-        CopyState::Incoming | CopyState::Complete => {}
+        CopyState::Gone(_) if !is_there(context, step) => return forget(context, step).await,
+        CopyState::Gone(_) | CopyState::Incoming | CopyState::Complete => {}
         // Nobody took it while some of its memory was to come, and now none will.
         CopyState::Switched if !was_taken => {}
         _ => return Err(Cause::State("it may be the guest".into()).into()),
@@ -101,6 +101,11 @@ pub(super) async fn discard(context: &Context, step: Step) -> Result<(), Error> 
         cleaned_up(&domain, &live, step.deadline).await?;
     }
     forget(context, step).await
+}
+
+fn is_there(context: &Context, step: Step) -> bool {
+    let domain = context.registry.by_uuid(step.domain);
+    domain.is_some_and(|domain| domain.live().is_some())
 }
 
 /// Nobody here may start what was known of a guest for its arrival alone: it is another host's.
@@ -174,6 +179,8 @@ async fn see(mut op: Op, was_taken: bool) -> Result<CopyState, Error> {
                 let status = op.monitor()?.execute(command::QueryStatus).await?.status;
                 in_halves(&status)
             }
+            // It was told of nobody who brings memory, and the gate to it went with whoever held that.
+            None | Some(MigrationStatus::None) => CopyState::Gone(Ran::Never),
             _ => CopyState::Incoming,
         });
     }

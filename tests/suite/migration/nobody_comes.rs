@@ -4,13 +4,16 @@
 use std::future::IntoFuture;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use driver::{Defaults, Domain, ErrorKind, MigrateOptions, Run};
-use remote_migrate::{Answer, InProcess, Owner, Peer, PeerError, Reply, Request, Side};
+use driver::{Became, Defaults, Domain, ErrorKind, MigrateOptions, Run};
+use remote_migrate::{
+    Answer, Destination, InProcess, Owner, Peer, PeerError, Reply, Request, Service, Side,
+};
 use tokio::net::{UnixListener, UnixSocket};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::restart::{Daemon, Town};
@@ -232,4 +235,47 @@ pub(super) async fn a_guest_whose_host_goes_down_before_it_connects_is_not_waite
     }
     let web = here.driver.by_uuid(uuid).expect("it is known");
     assert_eq!(web.observed().run, Run::Off);
+}
+
+/// The way to a daemon that makes room for a guest, and is not heard again.
+struct Unheard {
+    /// Until it was asked: its directories are the next one's then.
+    there: Mutex<Option<Destination>>,
+    runtime: Handle,
+    made: Notify,
+}
+
+#[async_trait]
+impl Peer for Unheard {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let there = self.there.lock().expect("no panic").take();
+        let there = there.ok_or_else(|| PeerError::not_sent("it is not heard again"))?;
+        let serving = async move { there.serve(request, deadline).await };
+        let made = self.runtime.spawn(serving).await;
+        made.map_err(PeerError::no_answer)?;
+        self.made.notify_one();
+        std::future::pending().await
+    }
+}
+
+pub(super) async fn room_that_was_made_by_a_daemon_that_died_is_given_up_though_its_source_is_silent(
+    rig: Rig,
+) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let there = Daemon::in_town(&rig.env, dir.path(), Town::default()).await;
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let unheard = Arc::new(Unheard {
+        there: Mutex::new(Some(there.driver.destination())),
+        runtime: there.runtime().handle().clone(),
+        made: Notify::new(),
+    });
+    let moving = domain.migrate(unheard.clone(), MigrateOptions::default());
+    tokio::spawn(moving.into_future());
+    unheard.made.notified().await;
+    let there = there.again(&rig.env, dir.path()).await;
+    let (copy, became) = there.takes_up("web").await;
+    assert_eq!(became, Became::InDoubt, "its source may know of it");
+    let is_off = |seen: &driver::Observed| seen.run == Run::Off;
+    let off = copy.wait_for(is_off, Instant::now() + 30 * SECOND).await;
+    off.expect("nobody can come to it any more");
 }
