@@ -32,7 +32,7 @@ use crate::events::What;
 use crate::guest::Guest;
 use crate::ops::AsyncOp;
 use crate::ops::destroy::cleaned_up;
-use crate::ops::migrate::Moving;
+use crate::ops::migrate::{self, Moving};
 use crate::registry::Taken;
 use hold::{Order, hold};
 
@@ -242,7 +242,7 @@ impl Arrival {
 #[async_trait]
 impl DestinationHost for Arrivals {
     async fn prepare(&self, step: Step, guest: &Arriving) -> Result<Prepared, HostError> {
-        let moving: Moving = guest.cookie.decode().map_err(HostError::new)?;
+        let moving: Moving = migrate::read(&guest.cookie).map_err(HostError::new)?;
         if moving.guest.uuid != step.domain {
             return Err(HostError::new("the description is one of another guest"));
         }

@@ -35,8 +35,8 @@ use outcome::{Cause, Chains, Concluded, Trouble};
 /// - [`ErrorKind::Unsettled`]: an earlier migration of this guest is in the journal still, and not only because its
 ///   destination was not told yet.
 /// - [`ErrorKind::Cancelled`], [`ErrorKind::Host`], [`ErrorKind::Refused`], [`ErrorKind::Silent`],
-///   [`ErrorKind::Journal`]: it failed before the point of return, or was refused after; the source
-///   keeps the guest.
+///   [`ErrorKind::Journal`], [`ErrorKind::TooOld`]: it failed before the point of return, or was refused after; the
+///   source keeps the guest.
 /// - [`ErrorKind::InDoubt`]: no final answer came; the guest is stopped here, and may run there.
 /// - [`ErrorKind::Ruled`]: none came, and by the word of an operator ([`Control::rule`]) the source keeps the guest.
 /// - [`ErrorKind::Lost`]: the last complete copy was killed from outside.
@@ -496,9 +496,13 @@ impl<'a> Drive<'a> {
             }
             Err(error) => {
                 let sent = error.effect() == Effect::Unknown;
+                let (kind, input) = match error.is_untold() {
+                    true => (ErrorKind::TooOld, SourceInput::Untold),
+                    false => (ErrorKind::Silent, SourceInput::Silent { sent }),
+                };
                 self.chain(&error);
-                self.note(Side::Destination, ErrorKind::Silent, Some(error.into()));
-                SourceInput::Silent { sent }
+                self.note(Side::Destination, kind, Some(error.into()));
+                input
             }
         }
     }

@@ -41,6 +41,8 @@ pub enum ErrorKind {
     Refused,
     /// The other side could not be reached, or did not answer in time.
     Silent,
+    /// The other side is too old to be told that the guest was paused on its way.
+    TooOld,
     /// The journal could not be written or read.
     Journal,
     /// The guest was offered, and whether it was taken is not known: stopped here, perhaps running
@@ -142,7 +144,9 @@ impl Error {
             | ErrorKind::Cancelled
             | ErrorKind::NotRuled
             | ErrorKind::TooLate => Blame::Caller,
-            ErrorKind::Host | ErrorKind::Refused | ErrorKind::Lost => Blame::Host(self.0.side),
+            ErrorKind::Host | ErrorKind::Refused | ErrorKind::TooOld | ErrorKind::Lost => {
+                Blame::Host(self.0.side)
+            }
             ErrorKind::Silent | ErrorKind::InDoubt | ErrorKind::Ruled | ErrorKind::Superseded => {
                 Blame::Link
             }
@@ -182,6 +186,7 @@ impl fmt::Display for Error {
             ErrorKind::Host => "the host failed",
             ErrorKind::Refused => "the other side refused",
             ErrorKind::Silent => "the other side is silent",
+            ErrorKind::TooOld => "the other side is too old",
             ErrorKind::Journal => "the journal failed",
             ErrorKind::InDoubt => "whether the guest was taken is not known",
             ErrorKind::Ruled => "an operator ruled in place of the other side",

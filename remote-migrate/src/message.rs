@@ -26,7 +26,8 @@ pub struct Request {
     pub domain: Uuid,
     /// What is asked.
     pub call: Call,
-    /// With `Finish`: what the guest is to do there. Somebody may have paused it since `Prepare`.
+    /// With `Finish`: what the guest is to do there, where that is not what `Prepare` said: somebody has paused it since.
+    /// A peer that would not heed it is not asked ([`PeerError::untold`](crate::PeerError::untold)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunState>,
     /// With `Confirm`: how long the guest stood still. For people: nothing is decided by it.

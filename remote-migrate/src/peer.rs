@@ -69,6 +69,7 @@ pub enum Effect {
 pub struct PeerError {
     what: &'static str,
     effect: Effect,
+    untold: bool,
     #[source]
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -80,6 +81,7 @@ impl PeerError {
         Self {
             what: "reach peer",
             effect: Effect::None,
+            untold: false,
             cause: Some(cause.into()),
         }
     }
@@ -90,8 +92,27 @@ impl PeerError {
         Self {
             what: "hear answer of peer",
             effect: Effect::Unknown,
+            untold: false,
             cause: Some(cause.into()),
         }
+    }
+
+    /// The request never left, since the peer is too old to heed its [`run`](Request::run): asked without it, it would
+    /// let run a guest that was paused meanwhile.
+    #[must_use]
+    pub fn untold(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            what: "tell peer that the guest was paused",
+            effect: Effect::None,
+            untold: true,
+            cause: Some(cause.into()),
+        }
+    }
+
+    /// Whether it is [`PeerError::untold`].
+    #[must_use]
+    pub fn is_untold(&self) -> bool {
+        self.untold
     }
 
     /// What the request may have done.
@@ -104,6 +125,7 @@ impl PeerError {
         Self {
             what: "hear answer of peer by the deadline",
             effect: Effect::Unknown,
+            untold: false,
             cause: None,
         }
     }
@@ -112,6 +134,7 @@ impl PeerError {
         Self {
             what: "match answer of peer: it names another migration or epoch",
             effect: Effect::Unknown,
+            untold: false,
             cause: None,
         }
     }

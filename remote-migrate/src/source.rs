@@ -59,6 +59,10 @@ pub use step::{EndWhy, Outcome, SourceAction, SourceEnd, SourceInput};
 pub struct SourceMachine {
     record: SourceRecord,
     guest: Guest,
+    /// What the destination was told in this life that the guest does there.
+    said: Option<RunState>,
+    /// The destination cannot be told that the guest was paused since.
+    is_older: bool,
     prepared: Option<Prepared>,
     /// The journal may say `Switching` or `HandingOver` although the record here does not: a write failed. What is written
     /// next ends that.
@@ -148,6 +152,8 @@ impl SourceMachine {
         Self {
             record,
             guest,
+            said: None,
+            is_older: false,
             prepared: None,
             doubtful: false,
             at,
@@ -263,6 +269,14 @@ impl SourceMachine {
                 });
             }
             (At::AskingFinish { .. }, In::Answered(Reply::Refused(_))) => self.given_back(),
+            // It would let run a guest that was paused here. There is no way back from an offer or from post-copy, and a
+            // guest that runs is worth more than one in doubt.
+            (At::AskingFinish { first: true }, In::Untold)
+                if self.said.is_some() && self.record.stage == SourceStage::HandingOver =>
+            {
+                self.given_back();
+            }
+            (At::AskingFinish { .. }, In::Untold) => self.is_older = true,
             // What never left this process gave nothing away.
             (At::AskingFinish { first: true }, In::Silent { sent: false })
                 if self.record.stage == SourceStage::HandingOver =>
@@ -385,11 +399,12 @@ impl SourceMachine {
     /// from here on says so.
     pub fn pause(&mut self) {
         self.record.run = RunState::Paused;
-        self.guest.run = RunState::Paused;
     }
 
     fn ask(&self, call: Call) -> SourceAction {
-        let run = (call == Call::Finish).then_some(self.record.run);
+        // Told only where it is news, so that a peer that does not know of it is asked as it always was.
+        let is_news = self.said != Some(self.record.run) && !self.is_older;
+        let run = (call == Call::Finish && is_news).then_some(self.record.run);
         SourceAction::Ask(Request {
             run,
             migration: self.record.migration,
@@ -441,7 +456,11 @@ impl SourceMachine {
         };
         self.at = match self.record.stage {
             SourceStage::Begin => At::Beginning,
-            SourceStage::Prepare => At::AskingPrepare,
+            SourceStage::Prepare => {
+                self.guest.run = self.record.run;
+                self.said = Some(self.record.run);
+                At::AskingPrepare
+            }
             SourceStage::Perform => self.prepared.take().map_or(inspecting, At::Performing),
             SourceStage::Switching => self.prepared.take().map_or(inspecting, At::Switching),
             SourceStage::HandingOver | SourceStage::HandingOverHalf => {

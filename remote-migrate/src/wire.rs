@@ -19,7 +19,7 @@
 //! | `fault` | both, last | `kind`, `text` | always; the connection is over |
 //!
 //! ```text
-//!  00 00 00 5d {"hello":{"magic":"vmwright-migrate","version":1,"features":["clock","downtime","progress"]}}
+//!  00 00 00 63 {"hello":{"magic":"vmwright-migrate","version":1,"features":["clock","downtime","progress","run"]}}
 //!  00 00 00 0f {"ping":{"id":1}}
 //! ```
 //!
@@ -48,6 +48,15 @@
 //! version goes up when a side that does not know of a change would do the wrong thing. What may be left
 //! out is a feature instead: named in the hello, used if both name it. Members that are not known are
 //! skipped.
+//!
+//! | feature | what it brings | a peer without it |
+//! |---|---|---|
+//! | [`message::CLOCK`] | how far the clocks are apart | no downtime is told |
+//! | [`message::DOWNTIME`] | how long the guest stood still | the same |
+//! | [`message::PROGRESS`] | how far the migration is, at the destination | it is told at the source alone |
+//! | [`message::RUN`] | a guest that was paused on its way arrives paused | it gets no such guest; the source keeps it |
+//!
+//! Version 1 without features is what the oldest peer speaks; `tests/wire/older.rs` has its frames.
 //!
 //! # Example
 //!

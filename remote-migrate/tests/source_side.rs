@@ -77,7 +77,8 @@ fn a_guest_that_is_paused_on_its_way_stands_still_wherever_it_ends_up() {
         SourceAction::Ask(request) => (request.call, request.run),
         other => panic!("{other:?}"),
     };
-    assert_eq!(offers(&after(7)), (Call::Finish, Some(RunState::Running)));
+    // Nothing new, nothing said.
+    assert_eq!(offers(&after(7)), (Call::Finish, None));
     for steps in 5..=7 {
         let mut moved = after(steps);
         moved.pause();
@@ -95,6 +96,49 @@ fn a_guest_that_is_paused_on_its_way_stands_still_wherever_it_ends_up() {
         kept.action(),
         SourceAction::Confirm(Outcome::Kept(RunState::Paused))
     );
+}
+
+#[test]
+fn a_guest_that_is_paused_is_kept_from_a_destination_that_would_let_it_run() {
+    let mut kept = after(7);
+    kept.pause();
+    for input in [
+        SourceInput::Untold,
+        SourceInput::Local(GuestState::Stopped),
+        SourceInput::Recorded,
+    ] {
+        kept.on(input);
+    }
+    assert_eq!(
+        kept.action(),
+        SourceAction::Confirm(Outcome::Kept(RunState::Paused))
+    );
+}
+
+#[test]
+fn a_paused_guest_that_was_offered_once_is_offered_on_in_the_words_that_are_known_there() {
+    let finish = |machine: &SourceMachine| match machine.action() {
+        SourceAction::Ask(request) => (request.call, request.run),
+        other => panic!("{other:?}"),
+    };
+    let mut offered = after(7);
+    offered.pause();
+    for input in [
+        SourceInput::Silent { sent: true },
+        SourceInput::Retry,
+        SourceInput::Local(GuestState::Stopped),
+        SourceInput::Answered(Reply::Status(Status {
+            side: Side::Destination,
+            phase: Phase::Perform,
+            owner: Owner::Source,
+            copy: Some(CopyState::Complete),
+        })),
+    ] {
+        offered.on(input);
+    }
+    assert_eq!(finish(&offered), (Call::Finish, Some(RunState::Paused)));
+    offered.on(SourceInput::Untold);
+    assert_eq!(finish(&offered), (Call::Finish, None));
 }
 
 #[test]

@@ -69,7 +69,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "verify",
-        arguments: "[job-core] [--short] [--mutants] [--miri]",
+        arguments: "[job-core|migrate] [--short] [--mutants] [--miri]",
         about: "the explorations: states, interleavings, what was checked",
         run: verify::run,
     },

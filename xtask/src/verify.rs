@@ -1,4 +1,5 @@
-//! `verify [job-core]`: the explorations, how many states and interleavings they covered, and whether they would notice.
+//! `verify [job-core|migrate]`: the explorations, how many states and interleavings they covered, and whether they would
+//! notice. Without a name, all of them.
 //!
 //! `--mutants` breaks the slots on purpose, `--miri` interprets the tests of the rules.
 //! The tests themselves print what they checked; here they are only started, long or short. The short form takes less
@@ -17,9 +18,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
     if let Some(other) = flags.iter().find(|flag| !known.contains(&flag.as_str())) {
         return Err(Failure::Usage(format!("verify does not know '{other}'")));
     }
-    if let Some(other) = names.iter().find(|name| name.as_str() != "job-core") {
+    let subjects = ["job-core", "migrate"];
+    if let Some(other) = names.iter().find(|name| !subjects.contains(&name.as_str())) {
         return Err(Failure::Usage(format!("verify does not know '{other}'")));
     }
+    let wants = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
     let has = |name: &str| flags.iter().any(|flag| *flag == name);
     if has("--mutants") {
         return mutants::run();
@@ -28,10 +31,20 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), Failure> {
         return run::run(&mut interpreted());
     }
     let is_short = has("--short");
-    let outcomes = [
-        figures::collect(&mut explorations(is_short), "verify-job-core"),
-        figures::collect(&mut interleavings(is_short)?, "verify-job-core-loom"),
-    ];
+    let mut outcomes = Vec::new();
+    if wants("job-core") {
+        outcomes.push(figures::collect(
+            &mut explorations(is_short),
+            "verify-job-core",
+        ));
+        outcomes.push(figures::collect(
+            &mut interleavings(is_short)?,
+            "verify-job-core-loom",
+        ));
+    }
+    if wants("migrate") {
+        outcomes.push(figures::collect(&mut migration(is_short), "verify-migrate"));
+    }
     let failures: Vec<_> = outcomes
         .into_iter()
         .filter_map(Result::err)
@@ -56,6 +69,21 @@ fn explorations(is_short: bool) -> Command {
         tests.env("JOB_CORE_HISTORIES", "5000");
     }
     tests.args(["--", "--nocapture"]);
+    tests
+}
+
+/// The walk of both sides of a migration, and each rule broken on purpose. One after the other: the widest takes gigabytes.
+fn migration(is_short: bool) -> Command {
+    let mut tests = run::cargo();
+    tests.current_dir(workspace::root());
+    tests.args(["test", "--package", "remote-migrate", "--test", "walk"]);
+    if !is_short {
+        tests.arg("--release");
+    }
+    tests.args(["--", "--nocapture", "--test-threads=1"]);
+    if !is_short {
+        tests.arg("--include-ignored");
+    }
     tests
 }
 

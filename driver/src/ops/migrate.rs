@@ -4,6 +4,7 @@
 //! whether the guest still lives is checked again afterwards, by looking at it. Decides nothing: the phases do.
 
 mod bygone;
+mod cookies;
 mod leaving;
 mod sending;
 mod threshold;
@@ -19,7 +20,6 @@ use remote_migrate::verdict::Ruling;
 use remote_migrate::{
     Control, Journal, Limits, MigrationId, Owner, Peer, Plan, Record, Report, Side,
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -28,8 +28,6 @@ use crate::context::Context;
 use crate::domain::{Domain, Live};
 use crate::error::{Cause, Error};
 use crate::events::What;
-use crate::guest::Guest;
-use crate::landing::{Landing, Way};
 use crate::ops::destroy::cleaned_up;
 use crate::ops::{AsyncOp, Call};
 use crate::policy::{Policy, Remedy};
@@ -42,6 +40,7 @@ use tune::underway;
 
 pub use tune::Tuning;
 
+pub(crate) use cookies::{Bring, Moving, read};
 pub(crate) use sending::{is_post_copy, only as only_capabilities};
 pub(crate) use tune::{Moves, Underway};
 
@@ -87,31 +86,6 @@ impl MigrateOptions {
             return refused("its policy turns to post-copy, which it is begun without");
         }
         Ok(())
-    }
-}
-
-/// What the destination's driver must know of the guest.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Moving {
-    pub(crate) guest: Guest,
-    pub(crate) channels: Option<NonZero<u8>>,
-    pub(crate) post_copy: bool,
-}
-
-/// What the source's driver must know to bring the memory.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Bring {
-    pub(crate) way: Way,
-    /// The DNS name that is proved there, if it is to be brought under TLS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) tls: Option<String>,
-}
-
-impl Bring {
-    /// That way, and under TLS if that is how `landing` takes it in.
-    pub(crate) fn to(landing: &Landing, way: Way) -> Self {
-        let tls = landing.shown().map(|(_, name)| name.to_owned());
-        Self { way, tls }
     }
 }
 

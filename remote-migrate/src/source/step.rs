@@ -90,6 +90,8 @@ pub enum SourceInput {
     Silent {
         sent: bool,
     },
+    /// No answer, and the request never left: the destination is too old to be told that the guest was paused.
+    Untold,
     Performed,
     PerformFailed,
     /// In place of an outcome of `Perform`: turn to post-copy.

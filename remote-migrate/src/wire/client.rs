@@ -21,7 +21,7 @@ use super::{
     error::WireError,
     identity::PeerIdentity,
     link::Link,
-    session::{Event, Role},
+    session::{Event, Role, SessionError},
 };
 use crate::{
     message::{Answer, Request, Underway},
@@ -92,6 +92,11 @@ impl Peer for WirePeer {
         let mut idle = idle.map_err(|_| PeerError::not_sent(WireError::Busy))?;
         if let Some(handle) = idle.take() {
             match handle.ask(request.clone(), deadline).await {
+                // Another connection would settle on the same features.
+                Err(failure) if failure.is_untold() => {
+                    *idle = Some(handle);
+                    return Err(failure.into());
+                }
                 // It died while nobody asked.
                 Err(Failure { sent: false, .. }) if Instant::now() < deadline => {}
                 Err(failure) => return Err(failure.into()),
@@ -117,12 +122,18 @@ impl Peer for WirePeer {
     }
 }
 
+impl Failure {
+    fn is_untold(&self) -> bool {
+        matches!(self.error, WireError::Session(SessionError::Untold))
+    }
+}
+
 impl From<Failure> for PeerError {
     fn from(Failure { error, sent }: Failure) -> Self {
-        if sent {
-            Self::no_answer(error)
-        } else {
-            Self::not_sent(error)
+        match error {
+            WireError::Session(error @ SessionError::Untold) => Self::untold(error),
+            error if sent => Self::no_answer(error),
+            error => Self::not_sent(error),
         }
     }
 }

@@ -30,6 +30,9 @@ pub const DOWNTIME: &str = "downtime";
 /// Feature: a ping of the side that asks carries how far the migration is.
 pub const PROGRESS: &str = "progress";
 
+/// Feature: what a `Finish` says of the guest's run state is heeded. Without it a guest that was paused on its way would run.
+pub const RUN: &str = "run";
+
 /// Features that one side may name.
 pub const MAX_FEATURES: usize = 64;
 
@@ -114,7 +117,7 @@ impl Hello {
         Self {
             magic: MAGIC.to_owned(),
             version: VERSION,
-            features: BTreeSet::from([CLOCK, DOWNTIME, PROGRESS].map(str::to_owned)),
+            features: BTreeSet::from([CLOCK, DOWNTIME, PROGRESS, RUN].map(str::to_owned)),
         }
     }
 }

@@ -28,13 +28,13 @@ use std::{
 
 use crate::{
     message::{Answer, Request, Underway},
-    phase::{Epoch, MigrationId, Reason},
+    phase::{Epoch, MigrationId, Reason, RunState},
 };
 
 use super::{
     clock::{ClockFilter, ClockOffset},
     message::{
-        CLOCK, DOWNTIME, Hello, MAGIC, MAX_FEATURES, Message, PROGRESS, millis, shared_version,
+        CLOCK, DOWNTIME, Hello, MAGIC, MAX_FEATURES, Message, PROGRESS, RUN, millis, shared_version,
     },
 };
 
@@ -252,15 +252,20 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SessionError::OutOfTurn`]: not now. The session goes on.
+    /// [`SessionError::OutOfTurn`]: not now. [`SessionError::Untold`]: the other side would let a paused guest run. The session
+    /// goes on.
     pub fn ask(&mut self, mut request: Request, within: Duration) -> Result<(), SessionError> {
         if self.role != Role::Asks || self.agreed.is_none() || self.open.is_some() {
             return Err(SessionError::OutOfTurn {
                 what: "own request",
             });
         }
+        if request.run == Some(RunState::Paused) && !self.has(RUN) {
+            return Err(SessionError::Untold);
+        }
         self.requests += 1;
         self.open = Some((request.migration, request.epoch));
+        request.run = request.run.filter(|_| self.has(RUN));
         request.downtime = request.downtime.filter(|_| self.has(DOWNTIME));
         self.out.push_back(Message::Request {
             id: self.requests,

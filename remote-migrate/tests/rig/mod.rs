@@ -48,6 +48,8 @@ pub(crate) enum Fails {
     DrainHangs,
     /// The copy gave up while it read, and says why when it is asked.
     Copy,
+    /// Somebody pauses the guest once it was described there; for good.
+    Paused,
 }
 
 /// Where the guest runs.
@@ -119,6 +121,11 @@ impl SourceHost for Stage {
         })
     }
 
+    fn was_paused(&self) -> bool {
+        let scene = self.scene();
+        scene.prepares > 0 && scene.fails.contains(&Fails::Paused)
+    }
+
     async fn perform(&self, _step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError> {
         assert_eq!(&*to.connect, "there");
         self.hangs(Fails::PerformHangs).await;
@@ -172,9 +179,9 @@ impl SourceHost for Stage {
         tokio::task::yield_now().await;
         let mut scene = self.scene();
         match outcome {
-            Outcome::Kept(_) => {
+            Outcome::Kept(run) => {
                 assert!(!started(&scene), "the guest runs twice");
-                scene.stopped = false;
+                scene.stopped = run == RunState::Paused;
             }
             Outcome::Released => {
                 assert_ne!(scene.copy, Some(CopyState::Partial), "its memory is needed");
@@ -227,7 +234,8 @@ impl DestinationHost for Stage {
     }
 
     async fn start(&self, _step: Step, run: RunState) -> Result<(), StartError> {
-        assert_eq!(run, RunState::Running);
+        let is_paused = self.scene().fails.contains(&Fails::Paused);
+        assert_eq!(run == RunState::Paused, is_paused);
         self.scene().calls += 1;
         self.hangs(Fails::StartHangs).await;
         self.fails(Fails::StartRefused)
@@ -673,6 +681,20 @@ impl Rig {
         let mut told = self.stage.told.subscribe();
         let told = told.wait_for(|told| *told != Transfer::default()).await;
         *told.unwrap()
+    }
+
+    /// A destination that is not this rig's has made a place, and takes the guest in.
+    pub(crate) fn arrives_elsewhere(&self) {
+        let mut scene = self.stage.scene();
+        scene.prepares += 1;
+        scene.copy = Some(CopyState::Incoming);
+    }
+
+    /// A source that is not this rig's has moved the memory, and stopped the guest.
+    pub(crate) fn memory_has_moved(&self) {
+        let mut scene = self.stage.scene();
+        scene.stopped = true;
+        scene.copy = Some(CopyState::Complete);
     }
 
     pub(crate) fn starts(&self) -> usize {

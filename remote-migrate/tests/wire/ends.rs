@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use remote_migrate::{
     Answer, Destination, Request,
     wire::{
@@ -263,9 +263,15 @@ impl Played {
     }
 
     pub(crate) async fn hear_any(&mut self) -> Option<Message> {
+        let frame = self.hear_frame().await?;
+        Some(serde_json::from_slice(&frame).unwrap())
+    }
+
+    /// The next frame as it came; `None` once the other side has hung up.
+    pub(crate) async fn hear_frame(&mut self) -> Option<Bytes> {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(serde_json::from_slice(&frame).unwrap());
+                return Some(frame);
             }
             if self.stream.read_buf(self.decoder.space()).await.unwrap() == 0 {
                 return None;

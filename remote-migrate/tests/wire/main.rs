@@ -5,6 +5,7 @@ mod cuts;
 mod drops;
 mod ends;
 mod moves;
+mod older;
 mod refusals;
 #[expect(dead_code, reason = "each suite uses a part of it")]
 #[path = "../rig/mod.rs"]

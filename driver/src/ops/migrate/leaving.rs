@@ -160,11 +160,8 @@ impl SourceHost for Leaving<'_> {
         if let Some(machine) = machine(&mut op).await.map_err(HostError::new)? {
             guest.machine = machine;
         }
-        let moving = Moving {
-            guest,
-            channels: self.options.channels,
-            post_copy: self.options.post_copy,
-        };
+        let (channels, post_copy) = (self.options.channels, self.options.post_copy);
+        let moving = Moving::new(guest, channels, post_copy);
         let cookie = Cookie::encode(&moving).map_err(HostError::new)?;
         Ok(Begun {
             cookie,

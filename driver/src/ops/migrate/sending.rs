@@ -16,7 +16,7 @@ use std::time::Duration;
 use monitor_qmp::command::{
     self, MigrationCapability, MigrationInfo, MigrationStatus, YankInstance,
 };
-use remote_migrate::{Control, Meter, Prepared, Transfer};
+use remote_migrate::{Control, Meter, Prepared, Reason, Transfer};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -335,10 +335,8 @@ pub(super) async fn resume(op: &mut AsyncOp, to: &Prepared) -> Result<(), Error>
 }
 
 fn bring(to: &Prepared) -> Result<Bring, Error> {
-    let bring = to.cookie.decode().map_err(|error| {
-        Cause::State(format!("how to bring the memory cannot be read: {error}"))
-    })?;
-    Ok(bring)
+    let bring = super::read(&to.cookie);
+    Ok(bring.map_err(|error| Cause::State(Reason::of(&error).as_str().to_owned()))?)
 }
 
 /// A connection of ours to where the memory is taken in, unless QEMU makes its own.

@@ -68,6 +68,9 @@ pub enum SessionError {
         /// That one.
         epoch: Epoch,
     },
+    /// A request is not sent: the other side is too old to heed that the guest was paused since it was described.
+    #[error("ask peer to take a guest that was paused meanwhile: it is too old to heed that")]
+    Untold,
     /// Nothing was heard, or no ping answered.
     #[error("hear peer: it was silent for {after:?}")]
     Silent {
@@ -91,7 +94,7 @@ impl SessionError {
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         let kind = match self {
-            Self::Fault(_) => return None,
+            Self::Fault(_) | Self::Untold => return None,
             Self::NotAPeer | Self::Malformed(_) => FaultKind::Malformed,
             Self::Version { .. } => FaultKind::Version,
             Self::TooLong(_) => FaultKind::TooLong,
