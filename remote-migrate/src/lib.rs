@@ -174,11 +174,17 @@
     test,
     allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")
 )]
+#![expect(
+    unexpected_cfgs,
+    reason = "cargo-fuzz sets `fuzzing`, and only it opens the inside to its targets"
+)]
 
 mod control;
 pub mod destination;
 mod drive;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod host;
 mod journal;
 mod message;

@@ -69,7 +69,9 @@ fn hostile(words: &[&str]) -> Result<(), Failure> {
     let mut campaigns = run::cargo();
     campaigns.current_dir(workspace::root());
     campaigns.args(["test", "--quiet", "--release", "--lib"]);
-    campaigns.args(["--package", "monitor-qmp", "--package", "agent-qga"]);
+    for package in ["monitor-qmp", "agent-qga", "remote-migrate"] {
+        campaigns.args(["--package", package]);
+    }
     campaigns.args(["campaign_of_hostile", "--", "--nocapture"]);
     campaigns.arg("--test-threads=1");
     campaigns.env("VMWRIGHT_HOSTILE", strings.to_string());
