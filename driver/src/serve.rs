@@ -16,7 +16,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
+use transport_host::{ErrorKind, Listener};
 
+use crate::dial::identity;
 use crate::driver::Driver;
 
 /// How many connections are served at most behind one door; a daemon needs one for each that sends it guests.
@@ -26,6 +28,8 @@ const PLACES: usize = 64;
 const SEATS: usize = 64;
 /// After a failure to accept, as when the process is out of descriptors: it would fail again at once.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a transport waits for somebody at a time: it wants to be told, and is asked again.
+const WHILE: Duration = Duration::from_secs(3600);
 
 /// Where other daemons come in to bring their guests.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ enum Kind {
     Unix(UnixListener),
     Tls(TcpListener, Tls),
     Plaintext(TcpListener),
+    Transport(Listener),
 }
 
 impl Door {
@@ -57,12 +62,26 @@ impl Door {
         Self(Kind::Plaintext(listener))
     }
 
+    /// For daemons that come over a transport, as over `vsock:`. The kernel says who each is: which virtual machine, by its
+    /// context id, or which user; whoever it does not know is not served. They dial by
+    /// [`TransportDial`](crate::TransportDial).
+    #[must_use]
+    pub fn transport(listener: Listener) -> Self {
+        Self(Kind::Transport(listener))
+    }
+
     /// Waits for the next one to knock. Cancel safe.
     async fn accept(&self) -> io::Result<Caller> {
         Ok(match &self.0 {
             Kind::Unix(listener) => Caller::Unix(listener.accept().await?.0),
             Kind::Tls(listener, tls) => Caller::Tls(listener.accept().await?.0, tls.clone()),
             Kind::Plaintext(listener) => Caller::Plaintext(listener.accept().await?.0),
+            Kind::Transport(listener) => loop {
+                match listener.accept(Instant::now() + WHILE).await {
+                    Err(error) if matches!(error.kind(), ErrorKind::TimedOut { .. }) => {}
+                    accepted => break Caller::Transport(accepted.map_err(io::Error::other)?),
+                }
+            },
         })
     }
 }
@@ -146,6 +165,7 @@ enum Caller {
     Unix(UnixStream),
     Tls(TcpStream, Tls),
     Plaintext(TcpStream),
+    Transport(transport_host::Stream),
 }
 
 impl Caller {
@@ -166,6 +186,10 @@ impl Caller {
             Self::Plaintext(stream) => {
                 stream.set_nodelay(true)?;
                 let identity = PeerIdentity::of_tcp(&stream)?;
+                (Box::new(stream), identity)
+            }
+            Self::Transport(stream) => {
+                let identity = identity(stream.peer())?;
                 (Box::new(stream), identity)
             }
         })

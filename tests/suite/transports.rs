@@ -36,6 +36,7 @@ use self::monitor::{
 pub(crate) use self::vsock::visitor;
 use self::vsock::{
     an_agent_that_listens_on_vsock_is_asked_from_inside_its_guest,
+    over_vsock_a_daemon_serves_the_contexts_on_its_list_alone,
     the_vsock_plugin_conforms_in_a_guest_whose_kernel_has_the_loopback,
 };
 
@@ -46,6 +47,7 @@ tests! {
     a_qemu_that_dials_us_over_unix_is_known_by_uid_and_pid_and_comes_back,
     an_agent_behind_a_tcp_chardev_is_asked_and_runs_a_program,
     a_qemu_ga_that_listens_on_a_unix_path_is_asked_and_known_by_its_pid,
+    over_vsock_a_daemon_serves_the_contexts_on_its_list_alone,
     the_vsock_plugin_conforms_in_a_guest_whose_kernel_has_the_loopback,
     an_agent_that_listens_on_vsock_is_asked_from_inside_its_guest,
     an_agent_behind_a_vhost_user_vsock_is_asked_through_its_unix_socket,

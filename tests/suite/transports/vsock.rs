@@ -6,9 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use driver::{Door, Driver, TransportDial};
+use remote_migrate::wire::{AllowList, Options, WirePeer};
+use remote_migrate::{Call, Epoch, MigrationId, Peer as _, Reason, Request, Side};
 use serde_json::Value;
 use tokio::runtime::Builder;
 use transport_host::{Peer, Transports};
+use uuid::Uuid;
 
 use super::inside::{Inside, Kit};
 use super::parts::{ask, dial_once_up, run, script, soon};
@@ -16,6 +20,9 @@ use crate::rig::Rig;
 
 /// Tells this program to visit an agent from inside a guest: a target on vsock, and the folder of the plugins.
 const VISIT: &str = "VMWRIGHT_VISIT";
+/// Tells it to be two daemons in there, one of which knocks at the other over the loopback: the folder of the plugins.
+const KNOCK: &str = "VMWRIGHT_KNOCK";
+const SERVED: &str = "served by the list, refused by it, and refused by the list of who dialled";
 /// In the guest, the plugins lie where root alone can write, and were copied by root.
 const PREPARE: &str = "mkdir -p /run/plugins && cp /mnt/plugins/* /run/plugins && chmod 755 /run/plugins /run/plugins/*";
 const LIBRARIES: &str = "LD_LIBRARY_PATH=/mnt/lib";
@@ -72,8 +79,22 @@ pub(super) async fn visit_from(inside: &Inside, target: &str) {
     assert!(output.contains(&format!("over {target}")), "{output}");
 }
 
-/// Whether this process was started inside a guest; then it asks the agent it is told of, and does nothing else.
+pub(super) async fn over_vsock_a_daemon_serves_the_contexts_on_its_list_alone(rig: Rig) {
+    let inside = boot(&rig, visitors(&rig), &[]).await;
+    let knock = format!("{LIBRARIES} {KNOCK}=/run/plugins /mnt/suite");
+    let output = inside.run(&knock).await;
+    assert!(output.contains(SERVED), "{output}");
+}
+
+/// Whether this process was started inside a guest; then it asks the agent it is told of, or knocks at a daemon, and does
+/// nothing else.
 pub(crate) fn visitor() -> Option<ExitCode> {
+    if let Some(plugins) = std::env::var_os(KNOCK) {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let knocked = knock(Path::new(&plugins));
+        runtime.expect("a runtime can be made").block_on(knocked);
+        return Some(ExitCode::SUCCESS);
+    }
     let told = std::env::var(VISIT).ok()?;
     let (target, plugins) = told.split_once(' ').expect("a target and a folder");
     let runtime = Builder::new_current_thread().enable_all().build();
@@ -84,10 +105,7 @@ pub(crate) fn visitor() -> Option<ExitCode> {
 }
 
 async fn visit(target: &str, plugins: &Path) {
-    let mut builder = Transports::builder();
-    let report = builder.load_dir(plugins).expect("the folder can be read");
-    assert!(report.refused.is_empty(), "{:?}", report.refused);
-    let transports = builder.build().expect("names differ");
+    let transports = loaded(plugins);
     let stream = dial_once_up(&transports, target).await;
     let Peer::Vsock { cid, port } = *stream.peer() else {
         panic!("{:?}", stream.peer())
@@ -97,6 +115,51 @@ async fn visit(target: &str, plugins: &Path) {
     println!("qemu-ga {version} over {target}");
     let output = script(&agent, "hostname", soon()).await;
     assert_eq!(output.stdout, b"guest\n");
+}
+
+fn loaded(plugins: &Path) -> Transports {
+    let mut builder = Transports::builder();
+    let report = builder.load_dir(plugins).expect("the folder can be read");
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
+    builder.build().expect("names differ")
+}
+
+/// What a daemon's door says to one that comes over the loopback, each with a list of contexts.
+async fn knock(plugins: &Path) {
+    let transports = loaded(plugins);
+    let driver = Driver::builder(transports.clone(), "/run/knocked").build();
+    let driver = driver.expect("the folder is its own");
+    let mut said = Vec::new();
+    // The loopback is context 1.
+    for (served, believed) in [(1, 1), (7, 1), (1, 7)] {
+        let only = |cid| Options::new(AllowList::nobody().cid(cid));
+        let listener = transports.listen("vsock:1:any", soon()).await;
+        let listener = listener.expect("the kernel has the loopback");
+        let there = TransportDial::new(transports.clone(), listener.target());
+        driver.serve_migrations(Door::transport(listener), only(served));
+        let peer = WirePeer::new(there, only(believed));
+        let request = Request {
+            migration: MigrationId::random(),
+            epoch: Epoch::FIRST,
+            domain: Uuid::new_v4(),
+            call: Call::Status(Side::Destination),
+            run: None,
+            downtime: None,
+        };
+        said.push(match peer.ask(request, soon()).await {
+            Ok(answer) => format!("{:?}", answer.reply),
+            Err(error) => Reason::of(&error).as_str().to_owned(),
+        });
+    }
+    assert_eq!(said[0], "Unknown");
+    let refused = "admit cid 1: the cid is not on the allow-list";
+    assert!(said[1].contains("peer reports a fault"), "{said:?}");
+    assert!(said[1].ends_with(refused), "{said:?}");
+    assert!(
+        !said[2].contains("fault") && said[2].ends_with(refused),
+        "{said:?}"
+    );
+    println!("{SERVED}");
 }
 
 /// The conformance kit and the vsock plugin's own test of the kernel, as cargo builds them.
