@@ -142,13 +142,20 @@ async fn migrate_pair_moves_a_guest_between_two_processes_and_back(rig: Rig) {
         .arg(description(&rig, &rig.guest("web")))
         .env("TMPDIR", rig.dir.path());
     let text = output(command).await;
-    for line in [
-        "here: 100 %, ",
-        "it runs there after ",
-        "there: 100 %, ",
-        "it runs here after ",
-    ] {
-        assert!(text.contains(line), "{line} in {text}");
+    // Each side shows how far it is, whichever way it goes, and how long the guest stood still.
+    for (side, other) in [("there", "here"), ("here", "there")] {
+        let end = format!("it runs {side} after ");
+        let (way, end) = text.split_once(&end).expect("it moves");
+        assert!(way.contains(&format!("{side}: [")), "{side} in {text}");
+        let is_all =
+            |line: &str| line.contains(&format!("{other}: [")) && line.contains("] 100.0 %, pass ");
+        assert!(way.lines().any(is_all), "{other} in {text}");
+        let end = end.lines().next().expect("it goes on");
+        assert!(end.contains(" ms, give or take "), "{end}");
+        let stood = text
+            .matches(&format!("{side}: it stood still for "))
+            .count();
+        assert_eq!(stood, 2, "{side} in {text}");
     }
     let ticks = rig.console("web").ticks();
     assert!(

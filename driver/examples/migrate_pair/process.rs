@@ -1,10 +1,12 @@
-//! A daemon in a process of its own, as this program's main process sees it: orders in, answers out, a line each.
+//! A daemon in a process of its own, as this program's main process sees it: orders in, answers out, a line each. What else it
+//! says is shown as it comes.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
 
 use crate::Result;
 
@@ -14,7 +16,7 @@ pub(crate) struct Process {
     pub(crate) dir: PathBuf,
     child: Child,
     orders: ChildStdin,
-    said: Lines<BufReader<ChildStdout>>,
+    answers: mpsc::Receiver<std::result::Result<String, String>>,
 }
 
 impl Process {
@@ -29,40 +31,57 @@ impl Process {
             .spawn()?;
         let orders = child.stdin.take().ok_or("it takes no orders")?;
         let said = child.stdout.take().ok_or("its words are lost")?;
-        let said = BufReader::new(said).lines();
+        let (answered, answers) = mpsc::channel(1);
+        tokio::spawn(show(name, BufReader::new(said).lines(), answered));
         Ok(Self {
             name,
             dir,
             child,
             orders,
-            said,
+            answers,
         })
     }
 
-    /// Gives an order, shows how it goes, and yields the numbers of the answer.
-    pub(crate) async fn ask(&mut self, order: &str) -> Result<Vec<i64>> {
+    /// Gives an order, and yields the answer.
+    pub(crate) async fn ask(&mut self, order: &str) -> Result<String> {
         self.orders
             .write_all(format!("{order}\n").as_bytes())
             .await?;
-        while let Some(line) = self.said.next_line().await? {
-            match line.split_once(' ') {
-                Some(("done", answer)) => {
-                    let numbers = answer.split_whitespace().map(str::parse);
-                    return Ok(numbers.collect::<std::result::Result<_, _>>()?);
-                }
-                Some(("failed", why)) => return Err(format!("{}: {why}", self.name).into()),
-                _ => println!("{}: {line}", self.name),
-            }
+        match self.answers.recv().await {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(why)) => Err(format!("{}: {why}", self.name).into()),
+            None => Err(format!("{} has ended", self.name).into()),
         }
-        Err(format!("{} has ended", self.name).into())
     }
 
     pub(crate) async fn end(mut self) -> Result<()> {
         drop(self.orders);
+        // Until all is shown that it says.
+        while self.answers.recv().await.is_some() {}
         let status = self.child.wait().await?;
         status
             .success()
             .then_some(())
             .ok_or_else(|| format!("{}: {status}", self.name).into())
+    }
+}
+
+/// Tells answers from what is only to be shown, until it has nothing more to say.
+async fn show(
+    name: &'static str,
+    mut said: Lines<BufReader<ChildStdout>>,
+    answered: mpsc::Sender<std::result::Result<String, String>>,
+) {
+    while let Ok(Some(line)) = said.next_line().await {
+        let answer = match line.split_once(' ') {
+            Some(("done", answer)) => Ok(answer.to_owned()),
+            Some(("failed", why)) => Err(why.to_owned()),
+            _ => {
+                println!("{name:>5}: {line}");
+                continue;
+            }
+        };
+        // Nobody asked if nobody listens.
+        let _unheard = answered.send(answer).await;
     }
 }

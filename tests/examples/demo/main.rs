@@ -16,6 +16,7 @@ use driver::{Domain, Door, ErrorKind, MigrateOptions, Notice, SaveOptions, Start
 use futures::future::join_all;
 use job_core::{BeginError, Kind};
 use remote_migrate::wire::{AllowList, Options, UnixDial, WirePeer};
+use remote_migrate::{Downtime, Eta, Progress};
 use report::Report;
 use rig::{Env, Rig, Signal};
 use tokio::net::UnixListener;
@@ -370,23 +371,44 @@ async fn move_away(rig: &Rig, there: &Rig, report: &mut Report, domain: &Domain)
     };
     let moving = tokio::spawn(domain.migrate(peer, options).into_future());
     let mut bar = step.bar();
-    let mut phases = Vec::new();
+    let (mut phases, mut moves) = (Vec::new(), None);
     while let Notice::News { news, .. } = follow.next().await {
         match &news.what {
             What::Phase { phase, .. } => phases.push(phase.to_string()),
             What::Progress { progress, .. } => {
-                bar.set(progress.percent(), format!("{} MiB", progress.done / MIB));
+                moves = moves.or_else(|| domain.migration_progress());
+                let how = moves.as_ref().map(|moves| how_far(&moves.borrow()));
+                bar.set(progress.percent(), how.unwrap_or_default());
             }
             What::JobEnded { .. } => break,
             _ => {}
         }
     }
     drop(bar);
+    if let Some(last) = moves.map(|moves| *moves.borrow()) {
+        step.saw("how its memory moved, at last", how_far(&last));
+        step.claim("all of it", last.transfer.remaining == 0);
+    }
     let report = step.must(
         "migrate",
         moving.await.expect("the migration does not panic"),
     )?;
     step.took("it moved in", report.took);
+    if let Some(Downtime { took, error }) = step.must(
+        "downtime",
+        report
+            .downtime
+            .ok_or("how long it stood still is not known"),
+    ) {
+        let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+        let text = format!(
+            "{:.1} ms, give or take {:.3} ms",
+            millis(took),
+            millis(error)
+        );
+        step.saw("it stood still, by the clocks of both, for", text);
+        step.claim("for less than the move took", took < report.took);
+    }
     step.saw("phases of the job here", phases.join(", "));
     step.saw("it belongs to", report.owner.to_string());
     if let Some(who) = &link.borrow().peer {
@@ -419,6 +441,23 @@ async fn move_away(rig: &Rig, there: &Rig, report: &mut Report, domain: &Domain)
     let agent = moved.wait_agent().deadline(30 * SECOND).await;
     step.must("agent", agent);
     Some(moved)
+}
+
+/// The pass is told beside the bar, which falls back as one begins.
+fn how_far(now: &Progress) -> String {
+    let (transfer, estimate) = (now.transfer, now.estimate);
+    let end = match (estimate.eta, estimate.pass_left) {
+        (Eta::In(left), _) => format!(", over in {:.1} s", left.as_secs_f64()),
+        (Eta::DoesNotConverge, _) => ", does not converge".into(),
+        (Eta::Unknown, Some(left)) => format!(", this pass over in {:.1} s", left.as_secs_f64()),
+        (Eta::Unknown, None) => String::new(),
+    };
+    format!(
+        "pass {}, {} MiB sent, {} MiB/s written{end}",
+        transfer.pass,
+        transfer.sent / MIB,
+        transfer.dirty_rate / MIB
+    )
 }
 
 /// Whether the guest counted without a gap or repetition, boots apart.
