@@ -40,7 +40,9 @@ use super::{
 
 pub use error::SessionError;
 
-/// The first pings, which come at a sixteenth of a beat: the first of all shares the wire with the greeting,
+/// Where a ping is wanted soon it comes after this part of a beat.
+const BRISK: u32 = 16;
+/// The first pings, which come soon: the first of all shares the wire with the greeting,
 /// and a short migration must not depend on that one for its measure of the other clock. As NTP does at
 /// its start.
 const BURST: u64 = 8;
@@ -119,6 +121,7 @@ pub struct Session {
     heard: Duration,
     pings: u64,
     pinged: Option<Now>,
+    last_ping: Duration,
     next_ping: Duration,
     /// The number of the last ping of the other side.
     their_pings: u64,
@@ -146,6 +149,7 @@ impl Session {
             heard: now.elapsed,
             pings: 0,
             pinged: None,
+            last_ping: now.elapsed,
             next_ping: now.elapsed,
             their_pings: 0,
             clock: ClockFilter::default(),
@@ -292,9 +296,13 @@ impl Session {
         Ok(())
     }
 
-    /// Has the next ping tell how far a migration is. Only the last is kept.
+    /// Has the next ping tell how far a migration is, which is not waited for as long as a beat then. Only the last is kept.
     pub fn tell(&mut self, underway: Underway) {
         self.underway = Some(underway);
+        if self.has(PROGRESS) {
+            let soon = self.last_ping.saturating_add(self.terms.beat / BRISK);
+            self.next_ping = self.next_ping.min(soon);
+        }
     }
 
     /// Until when nothing is due.
@@ -340,9 +348,10 @@ impl Session {
         self.pings += 1;
         self.pinged = Some(now);
         let pause = match self.pings {
-            0..=BURST => self.terms.beat / 16,
+            0..=BURST => self.terms.beat / BRISK,
             _ => self.terms.beat,
         };
+        self.last_ping = now.elapsed;
         self.next_ping = now.elapsed.saturating_add(pause);
         let is_told = self.role == Role::Asks && self.has(PROGRESS);
         self.out.push_back(Message::Ping {

@@ -344,6 +344,30 @@ fn how_far_a_migration_is_is_told_by_the_next_ping_to_a_side_that_knows_of_it() 
     }
 }
 
+#[test]
+fn what_there_is_to_tell_is_not_kept_for_a_whole_beat_and_no_more_often_than_at_first() {
+    let mut asks = session(Role::Asks);
+    asks.message(hello(1), at(0)).unwrap();
+    for id in 1..=BURST + 1 {
+        asks.tick(at(id), None).unwrap();
+        asks.message(Message::Pong { id, clock: None }, at(id))
+            .unwrap();
+    }
+    let last = Duration::from_secs(BURST + 1);
+    assert_eq!(asks.wake(), last + BEAT);
+    for _ in 0..3 {
+        asks.tell(UNDERWAY);
+        assert_eq!(asks.wake(), last + BEAT / BRISK);
+    }
+    asks.tick(at(BURST + 2), None).unwrap();
+    let told = Message::Ping {
+        id: BURST + 2,
+        underway: Some(UNDERWAY),
+    };
+    assert_eq!(last_of(&mut asks), Some(told));
+    assert_eq!(asks.next_ping, Duration::from_secs(BURST + 2) + BEAT);
+}
+
 /// Epochs that no source is ever in: before the first, and past all that it could have counted to.
 fn no_epochs() -> [Epoch; 3] {
     [0, (1 << 32) + 1, u64::MAX].map(|number| serde_json::from_value(number.into()).unwrap())
