@@ -143,19 +143,26 @@ async fn migrate_pair_moves_a_guest_between_two_processes_and_back(rig: Rig) {
         .env("TMPDIR", rig.dir.path());
     let text = output(command).await;
     // Each side shows how far it is, whichever way it goes, and how long the guest stood still.
-    for (side, other) in [("there", "here"), ("here", "there")] {
-        let end = format!("it runs {side} after ");
-        let (way, end) = text.split_once(&end).expect("it moves");
-        assert!(way.contains(&format!("{side}: [")), "{side} in {text}");
-        let is_all =
-            |line: &str| line.contains(&format!("{other}: [")) && line.contains("] 100.0 %, pass ");
-        assert!(way.lines().any(is_all), "{other} in {text}");
-        let end = end.lines().next().expect("it goes on");
+    let said = |text: &str, side: &str, what: &str| {
+        let lines = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(side));
+        lines.filter(|line| line.contains(what)).count()
+    };
+    let mut rest = &*text;
+    for (from, to) in [("here: ", "there: "), ("there: ", "here: ")] {
+        let (way, end) = rest.split_once("\nit runs ").expect("it moves");
+        assert!(said(way, from, "] 100.0 %, pass ") > 0, "{from} in {text}");
+        assert!(said(way, to, "MiB sent") > 0, "{to} in {text}");
+        assert!(end.starts_with(to.trim_end_matches(": ")), "{text}");
+        let (end, left) = end.split_once('\n').expect("it goes on");
         assert!(end.contains(" ms, give or take "), "{end}");
-        let stood = text
-            .matches(&format!("{side}: it stood still for "))
-            .count();
-        assert_eq!(stood, 2, "{side} in {text}");
+        assert_eq!(
+            said(&text, from, "it stood still for "),
+            2,
+            "{from} in {text}"
+        );
+        rest = left;
     }
     let ticks = rig.console("web").ticks();
     assert!(
