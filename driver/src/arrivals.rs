@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::context::Context;
 use crate::domain::state::Run;
-use crate::domain::{Domain, Inner, Live, Records, Sight};
+use crate::domain::{Domain, Inner, Live, Records, Sight, resync_migration};
 use crate::error::{Cause, Error};
 use crate::events::What;
 use crate::guest::Guest;
@@ -34,7 +34,7 @@ use crate::ops::AsyncOp;
 use crate::ops::destroy::cleaned_up;
 use crate::ops::migrate::{self, Moving};
 use crate::registry::Taken;
-use hold::{Order, hold};
+use hold::{Order, hold, hold_again};
 
 /// How often QEMU is asked whether all was loaded.
 const POLL: Duration = Duration::from_millis(20);
@@ -149,31 +149,9 @@ impl Arrivals {
             moves: Echo::new(),
         });
         let (progress, trace) = (arrival.moves.progress(), arrival.trace.clone());
-        {
-            let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-            here.retain(|_, arrival| !arrival.is_over());
-            here.insert(step.migration, arrival.clone());
-        }
-        let (limit, mask) = (
-            self.context.defaults.long,
-            AsyncKind::MigrationIn.default_mask(),
-        );
-        self.context.tracker.spawn(async move {
-            let work = move |op: AsyncOp| hold(op, moving, told, progress, trace, ready);
-            let end = held
-                .run_async(
-                    "arrive",
-                    AsyncKind::MigrationIn,
-                    mask,
-                    Instant::now() + limit,
-                    work,
-                )
-                .await;
-            if end.is_err() {
-                // It is told to those who follow the domain, and what is left is cleared away soon, whether the other side
-                // asks or not.
-                held.0.context.settling.left(held.uuid());
-            }
+        self.insert(step.migration, &arrival);
+        self.hold(held, move |op| {
+            hold(op, moving, told, progress, trace, ready)
         });
         let late = |_| Cause::TimedOut {
             what: "a QEMU to take the guest",
@@ -184,6 +162,61 @@ impl Arrivals {
         let prepared = prepared.map_err(gone)??;
         self.context.settling.arriving();
         Ok(prepared)
+    }
+
+    fn insert(&self, migration: MigrationId, arrival: &Arc<Arrival>) {
+        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+        here.retain(|_, arrival| !arrival.is_over());
+        here.insert(migration, arrival.clone());
+    }
+
+    /// Has a task hold the job of a guest that arrives.
+    fn hold<F>(&self, domain: Domain, work: impl FnOnce(AsyncOp) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let limit = self.context.defaults.long;
+        self.context.tracker.spawn(async move {
+            let (kind, mask) = (
+                AsyncKind::MigrationIn,
+                AsyncKind::MigrationIn.default_mask(),
+            );
+            let until = Instant::now() + limit;
+            let end = domain.run_async("arrive", kind, mask, until, work).await;
+            if end.is_err() {
+                // It is told to those who follow the domain, and what is left is cleared away soon, whether the other side
+                // asks or not.
+                domain.0.context.settling.left(domain.uuid());
+            }
+        });
+    }
+
+    /// Takes over from an earlier daemon a guest that waits for memory.
+    async fn adopt(&self, step: Step) -> Result<Arc<Arrival>, Error> {
+        if earlier::look(&self.context, step).await? != CopyState::Partial {
+            return Err(Cause::State("it waits for no memory".into()).into());
+        }
+        let domain = self.context.registry.by_uuid(step.domain).map(Domain);
+        let gone = || Cause::State("it is gone".into());
+        let domain = domain.ok_or_else(gone)?;
+        let live = domain.0.live().ok_or_else(gone)?;
+        resync_migration(&domain.0, &live).await?;
+        let (orders, told) = mpsc::channel(4);
+        let arrival = Arc::new(Arrival {
+            is_new: !domain.records().persistent,
+            domain: domain.clone(),
+            orders,
+            trace: Arc::default(),
+            moves: Echo::new(),
+        });
+        // Known before it is held, so that nobody takes it for one that never was.
+        let _first = arrival.trace.live.set(Arc::downgrade(&live));
+        self.insert(step.migration, &arrival);
+        let (progress, trace) = (arrival.moves.progress(), arrival.trace.clone());
+        self.hold(domain, move |op| {
+            hold_again(op, live, told, progress, trace)
+        });
+        Ok(arrival)
     }
 
     /// What is there, by the word of the task that holds the job, or by what it left behind.
@@ -314,8 +347,11 @@ impl DestinationHost for Arrivals {
     }
 
     async fn resume(&self, step: Step) -> Result<Prepared, HostError> {
-        let arrival = self.find(step.migration);
-        let arrival = arrival.ok_or_else(|| HostError::new("an earlier daemon took it in"))?;
+        let held = self.find(step.migration);
+        let arrival = match held.filter(|arrival| !arrival.orders.is_closed()) {
+            Some(arrival) => arrival,
+            None => self.adopt(step).await.map_err(HostError::new)?,
+        };
         let (answer, resumed) = oneshot::channel();
         let told = arrival.orders.send(Order::Resume(answer)).await;
         told.map_err(|_| HostError::new("it waits for no memory"))?;

@@ -33,7 +33,7 @@ use crate::ops::block_jobs::Tracks;
 use crate::ops::parts::Worker;
 use crate::records::{Attached, Running};
 pub(crate) use leases::Leases;
-pub(crate) use live::{Live, SERIAL, STDERR, resync};
+pub(crate) use live::{Live, SERIAL, STDERR, resync, resync_migration};
 pub(crate) use reap::{EXIT_AFTER_EOF, last_words, reap};
 pub(crate) use sight::Sight;
 use state::{Observation, Observed, Run};

@@ -85,12 +85,11 @@
 //! - The memory of a guest that moves passes over a network under TLS alone, unless it was said to be one of one's own
 //!   ([`Landing`]). Who sees the network can keep a guest where it is, and no more.
 //! - A guest that waits for its memory in post-copy may hold its QEMU's main loop: a driver that comes back then cannot
-//!   reach it, and post-copy goes on only if its stream is whole.
-//!   A stream that was taken up again after a break passes through the driver where the guest arrives: while it does, that
-//!   driver's end breaks it again, and nobody takes it up then. The guest stands still on half of its memory.
+//!   reach it, and post-copy goes on only if its stream is whole. Where it can, a stream that broke is taken up again, also
+//!   one that passes through the driver which ended. QEMU 7.2 ends itself if the new stream breaks before both sides have
+//!   agreed on what is missing.
 //! - A guest whose monitor's connection is lost while it moves goes on moving, or stays, once there is another connection. Until
-//!   then it is neither started nor ended. A post-copy whose stream breaks after the side where it arrives has lost that
-//!   connection is not taken up again.
+//!   then it is neither started nor ended.
 //! - Under emulation QEMU 7.2 loses writes of a guest that moves, or is saved while it runs, if its memory is a multiple of
 //!   256 KiB (measured). KVM is not concerned.
 //! - Over several connections QEMU connects by itself, and from 8.2 on listens by itself, with the system's own idea of how

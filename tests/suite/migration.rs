@@ -77,6 +77,7 @@ tests! {
     a_destination_that_dies_as_it_takes_the_guest_runs_it_when_it_is_back,
     a_destination_that_dies_as_it_takes_a_guest_in_two_halves_runs_it_when_it_is_back,
     a_destination_that_dies_before_it_is_asked_for_a_guest_in_two_halves_runs_it_when_it_is_back,
+    a_post_copy_whose_stream_broke_goes_on_at_the_daemon_that_comes_next,
     a_destination_that_dies_as_it_starts_the_guest_owns_it_when_it_is_back,
     a_destination_that_dies_with_its_answer_repeats_it_when_it_is_back,
     a_source_that_dies_before_it_hears_the_answer_gives_the_guest_up_when_it_is_back,

@@ -73,6 +73,7 @@ pub(super) async fn hold(
             return Err(Cause::State(text).into());
         }
     };
+    op.set_phase("prepare");
     let mut held = Held {
         _underway: underway,
         op,
@@ -89,6 +90,36 @@ pub(super) async fn hold(
         give_up(&held.live);
     }
     // Whoever finds the task ended finds this.
+    trace.is_done.store(end.is_ok(), Ordering::SeqCst);
+    drop(told);
+    end
+}
+
+/// Holds the job again of a guest that was let run before all of its memory was there, and that an earlier daemon took in.
+pub(super) async fn hold_again(
+    mut op: AsyncOp,
+    live: Arc<Live>,
+    mut told: mpsc::Receiver<Order>,
+    progress: watch::Receiver<Progress>,
+    trace: Arc<Trace>,
+) -> Result<(), Error> {
+    live.mark_run();
+    op.job().pass_point_of_return();
+    let mask = AsyncKind::MigrationIn.default_mask();
+    op.job().set_mask(mask.with(JobKind::Query));
+    op.set_phase("post-copy");
+    let recovery = Recovery::left_in(&op.domain().0.run_dir());
+    let mut held = Held {
+        _underway: Underway::arriving(op.domain(), progress.clone()),
+        op,
+        live,
+        gate: None,
+        recovery,
+        is_in_halves: true,
+        is_in_doubt: false,
+        is_left: false,
+    };
+    let end = held.obey(&mut told, progress).await;
     trace.is_done.store(end.is_ok(), Ordering::SeqCst);
     drop(told);
     end
@@ -182,11 +213,10 @@ impl Held {
         told: &mut mpsc::Receiver<Order>,
         mut progress: watch::Receiver<Progress>,
     ) -> Result<(), Error> {
-        self.op.set_phase("prepare");
         let token = self.op.job().token();
         let (began, patience) = (Instant::now(), self.op.domain().0.context.defaults.arrival);
         let mut is_cut = false;
-        let mut has_come = false;
+        let mut has_come = self.is_in_halves;
         loop {
             let order = tokio::select! {
                 order = told.recv() => order,

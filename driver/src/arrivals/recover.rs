@@ -3,13 +3,15 @@
 //! A guest that waits for memory may hold QEMU's main loop, which then takes no descriptor. What it does out of band is to
 //! listen on a path: so the driver lets the memory in at its gate as before, and carries it on to there.
 //!
+//! Of what an earlier driver began there is what stands in the guest's directory: a path on which QEMU may listen still.
+//!
 //! ```text
 //!  source's QEMU ══ connection, ticket ══► gate ══ this task ══► recover-N.sock ══► QEMU
 //! ```
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use monitor_qmp::command::{self, MigrationStatus};
@@ -49,6 +51,22 @@ struct Carrier {
 }
 
 impl Recovery {
+    /// What an earlier daemon has begun: QEMU may listen still where nobody came.
+    pub(super) fn left_in(directory: &Path) -> Self {
+        let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let number = |name: &str| -> Option<u32> {
+            let number = name.strip_prefix("recover-")?.strip_suffix(".sock")?;
+            number.parse().ok()
+        };
+        let tries = names
+            .filter_map(|entry| number(entry.file_name().to_str()?))
+            .max();
+        Self {
+            tries: tries.unwrap_or(0),
+            begun: tries.map(|last| (place(directory, last), None)),
+        }
+    }
+
     /// Has QEMU listen again, and says where the rest of the memory is to be brought.
     pub(super) async fn begin(&mut self, op: &AsyncOp) -> Result<Prepared, Error> {
         let (domain, rescue) = (op.domain().clone(), op.rescue()?);
@@ -70,10 +88,7 @@ impl Recovery {
                 .await?;
         }
         self.tries += 1;
-        let path = domain
-            .0
-            .run_dir()
-            .join(format!("recover-{}.sock", self.tries));
+        let path = place(&domain.0.run_dir(), self.tries);
         let uri = format!("unix:{}", path.display());
         let path = match (
             rescue.execute(command::MigrateRecover { uri }).await,
@@ -118,6 +133,11 @@ impl Recovery {
     }
 }
 
+/// Where QEMU listens for the rest of the memory.
+fn place(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("recover-{number}.sock"))
+}
+
 fn stop(carrier: Option<Carrier>) {
     if let Some(carrier) = carrier {
         carrier.task.abort();
@@ -154,7 +174,7 @@ mod tests {
     use super::*;
     use crate::landing::Landing;
 
-    async fn gate(directory: &std::path::Path) -> Gate {
+    async fn gate(directory: &Path) -> Gate {
         let opened = Landing::unix().open(directory, NOTICING).await;
         opened.unwrap()
     }

@@ -225,3 +225,22 @@ async fn ask(domain: &Arc<Inner>, live: &Arc<Live>) -> Result<(), monitor_qmp::E
     }
     Ok(())
 }
+
+/// Asks QEMU how far its migration is, which an earlier driver was told by events. Writes only what is observed.
+pub(crate) async fn resync_migration(
+    domain: &Arc<Inner>,
+    live: &Arc<Live>,
+) -> Result<(), monitor_qmp::Error> {
+    let Some(monitor) = live.monitor() else {
+        return Ok(());
+    };
+    let request = Request::new(&command::QueryMigrate, Instant::now() + RESYNC)?;
+    let reply = monitor.call(request).await?;
+    // As above.
+    if let Ok(info) = reply.decode::<command::MigrationInfo>()
+        && let Some(status) = info.status
+    {
+        domain.observe(Observation::Migration(status, reply.sequence));
+    }
+    Ok(())
+}

@@ -82,6 +82,8 @@ pub(crate) enum Observation<'a> {
     Event(&'a QmpEvent, u64),
     /// `query-status` answered, at that place on the wire.
     Status(command::RunState, u64),
+    /// `query-migrate` answered, at that place on the wire.
+    Migration(command::MigrationStatus, u64),
     /// `query-chardev` answered for the agent's channel.
     AgentPort(bool),
     /// The monitor's health changed.
@@ -139,6 +141,11 @@ impl Observed {
             // An event that came after the answer knows better.
             Observation::Status(_, place) if place < self.told => None,
             Observation::Status(status, _) => Some(Run::Qemu(status)),
+            Observation::Migration(_, place) if place < self.told => None,
+            Observation::Migration(status, _) => {
+                self.migration = Some(status);
+                None
+            }
             Observation::AgentPort(open) => {
                 self.agent_open = open;
                 None

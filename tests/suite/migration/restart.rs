@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use driver::{
     Became, Domain, Driver, ErrorKind, Landing, MigrateOptions, Run, SaveOptions, StartOptions,
 };
+use monitor_qmp::command::MigrationStatus;
 use remote_migrate::{
     Answer, Call, Destination, DestinationStage, Journal, JournalError, MigrationId, Owner, Peer,
     PeerError, Record, Report, Request, Service, Side,
@@ -18,7 +19,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
-use super::post_copy::{turned_to_post_copy, unlimited};
+use super::post_copy::{breaks, is_in_post_copy, turned_to_post_copy, unlimited};
 use super::{SECOND, counts_on, is_performing, peer, slow};
 use crate::rig::{Env, Rig, Signal, boot, kill};
 
@@ -349,6 +350,75 @@ async fn arrives_in_halves_past_a_death(rig: Rig, dies: Dies) {
     unlimited(&domain).await;
     let report = moving.await.expect("no panic").expect("it is asked again");
     has_arrived(&rig, &domain, &there, &report).await;
+}
+
+/// Whoever answers to those words when it is asked.
+struct AtHome {
+    town: Town,
+    words: &'static str,
+}
+
+#[async_trait]
+impl Peer for AtHome {
+    async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
+        let found = self.town.find(self.words);
+        let found = found.ok_or_else(|| PeerError::not_sent("nobody is there"))?;
+        found.ask(request, deadline).await
+    }
+}
+
+pub(super) async fn a_post_copy_whose_stream_broke_goes_on_at_the_daemon_that_comes_next(rig: Rig) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let (domain, _) = boot(&rig, "web").await.expect("it boots");
+    let town = Town::default();
+    let mut there = Daemon::in_town(&rig.env, dir.path(), town.clone()).await;
+    let enters = |daemon: &Daemon| {
+        let runtime = daemon.runtime().handle();
+        town.enter("there", daemon.destination.clone(), runtime);
+    };
+    enters(&there);
+    let peer = Arc::new(AtHome {
+        town: town.clone(),
+        words: "there",
+    });
+    let moving = turned_to_post_copy(&domain, peer).await;
+    is_in_post_copy(&domain).await;
+    let has = |side: &Domain, status: MigrationStatus| {
+        let side = side.clone();
+        async move {
+            let until = Instant::now() + 20 * SECOND;
+            let is_it = |seen: &driver::Observed| seen.migration.as_ref() == Some(&status);
+            let seen = side.wait_for(is_it, until).await;
+            seen.unwrap_or_else(|error| panic!("{status:?}: {error:#}"));
+        }
+    };
+    for death in 0..2 {
+        town.leave("there");
+        there = there.again(&rig.env, dir.path()).await;
+        let (guest, became) = there.takes_up("web").await;
+        assert_eq!(became, Became::Kept);
+        assert!(guest.query_status().await.expect("it answers").running);
+        if death == 0 {
+            enters(&there);
+            breaks(&domain).await;
+        } else {
+            // The one that died has brought the memory by its own hands.
+            has(&domain, MigrationStatus::PostcopyPaused).await;
+            enters(&there);
+        }
+        // QEMU 7.2 ends itself if the new stream breaks before both have agreed on what is missing.
+        for side in [&domain, &guest] {
+            has(side, MigrationStatus::PostcopyActive).await;
+        }
+    }
+    unlimited(&domain).await;
+    let report = moving.await.expect("no panic").expect("it moves");
+    assert_eq!((report.owner, report.settled), (Owner::Destination, true));
+    let moved = there.driver.by_uuid(domain.uuid()).expect("it is there");
+    assert!(moved.query_status().await.expect("it answers").running);
+    counts_on(&rig, 2, 20 * SECOND).await;
+    let reset = moved.reset().deadline(10 * SECOND).await;
+    reset.expect("nobody holds it any more");
 }
 
 async fn arrives_past_a_death(rig: Rig, dies: Dies) {
