@@ -240,6 +240,23 @@ async fn an_operator_need_not_wait_until_a_migration_in_doubt_has_lost_its_patie
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_in_doubt_whose_hosts_are_both_lost_is_named_lost_by_an_operator() {
+    let rig = Rig::new();
+    rig.link.cut_before(Link::FINISH);
+    assert_eq!(rig.migrate().await.unwrap_err().kind(), ErrorKind::InDoubt);
+    rig.loses_power_here();
+    let error = rig.resolve(Ruling::PeerFenced).await.unwrap_err();
+    let told = (error.kind(), error.owner_now(), error.is_settled());
+    assert_eq!(told, (ErrorKind::Lost, Owner::Nobody, false));
+    // Nothing waits for the other host: the guest may be started anew, and moved.
+    let again = rig.migrate_anew().await;
+    assert_ne!(again.unwrap_err().kind(), ErrorKind::Unsettled);
+    // It is back all the same, and told.
+    rig.link.heal();
+    assert!(rig.recover().await.unwrap_err().is_settled());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_complete_copy_that_was_refused_is_not_let_run_by_the_word_that_its_source_is_gone() {
     let rig = Rig::new();
     rig.fail(Fails::StartRefused);

@@ -651,6 +651,11 @@ impl Rig {
         }
     }
 
+    /// The source's host has lost power.
+    pub(crate) fn loses_power_here(&self) {
+        self.stage.scene().killed = true;
+    }
+
     /// Whether the source's copy was ended.
     pub(crate) fn is_ended_here(&self) -> bool {
         self.stage.scene().killed
