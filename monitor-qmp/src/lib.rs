@@ -38,6 +38,8 @@
 //!
 //! - **One task owns the stream.** It writes whole messages, so no dropped future tears one, and
 //!   it reads whatever callers do. Replies are decoded in the caller's task.
+//! - **Several commands may be in flight**, each known by its id. One that is sent while none is goes without: QEMU reads
+//!   its monitor a byte a turn, and an id is a sixth of what a query takes.
 //! - **A command ends in one of three ways**: done, refused, or unknown. [`Error::effect`] says
 //!   which; it decides whether a retry is safe.
 //! - **Dropping a call** withdraws a request that was not taken yet. What was sent is not undone:

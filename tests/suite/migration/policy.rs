@@ -103,18 +103,8 @@ pub(super) async fn a_guest_that_writes_faster_than_can_be_sent_shows_no_end_unt
         };
         let last = seen(side, is_hopeless).await;
         assert!(last.transfer.pass > 2, "one pass shows nothing: {last:?}");
-        last
     };
-    let (here, known_there) = tokio::join!(has_none(&domain), has_none(&copy));
-    for Progress {
-        transfer, estimate, ..
-    } in [here, known_there]
-    {
-        assert!(
-            transfer.dirty_rate < estimate.rate,
-            "a page counts once a pass: {estimate:?}"
-        );
-    }
+    tokio::join!(has_none(&domain), has_none(&copy));
     let shows_one = async |side: &Domain| {
         let (told, is_told) = tokio::join!(
             seen(side, |now| now.estimate.eta.left().is_some()),
