@@ -267,9 +267,9 @@ impl Domain {
                 .map_err(|error| error.told_of(&name, &domain.0.name));
             // A guest that is gone takes its record along; one whose connection was lost alone is settled once it is back.
             let is_gone = |error: &Error| error.kind() == ErrorKind::Gone;
-            if result.as_ref().is_err_and(is_gone) {
-                domain.0.job_is_cut_short(id).await;
-            } else {
+            let is_cut_short = result.as_ref().is_err_and(is_gone);
+            let is_left = is_cut_short && domain.0.job_is_cut_short(id).await;
+            if !is_cut_short {
                 domain.0.job_is_over(id).await;
             }
             let outcome = outcome(result.as_ref().err());
@@ -277,6 +277,9 @@ impl Domain {
             let job = home.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(job) = job {
                 job.end(outcome.clone());
+            }
+            if is_left {
+                recover::settle_left(&domain);
             }
             domain.0.publish_holder();
             domain.0.tell(What::JobEnded {

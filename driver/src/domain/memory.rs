@@ -92,12 +92,17 @@ impl Inner {
         }
     }
 
-    /// That async job was cut short while QEMU may go on with it: its note stays until it is settled.
-    pub(crate) async fn job_is_cut_short(&self, id: u64) {
-        if let Some(record) = &mut *self.running.lock().await
-            && let Some(job) = record.job.as_mut().filter(|job| job.id == id)
-        {
-            job.is_cut_short = true;
+    /// That async job was cut short while QEMU may go on with it: its note stays until it is settled. Says whether there is
+    /// one.
+    pub(crate) async fn job_is_cut_short(&self, id: u64) -> bool {
+        let mut place = self.running.lock().await;
+        let noted = place.as_mut().and_then(|record| record.job.as_mut());
+        match noted.filter(|job| job.id == id) {
+            Some(job) => {
+                job.is_cut_short = true;
+                true
+            }
+            None => false,
         }
     }
 

@@ -44,7 +44,7 @@ use crate::recovery::{Action, decide};
 use self::carry_on::carry_on;
 use self::settle::{of_the_gone, remains, settle};
 pub(crate) use load::recover_all;
-pub(crate) use reconnect::reconnect;
+pub(crate) use reconnect::{reconnect, settle_left};
 
 /// A QEMU that listens has taken its lock long before: it does so before it is the program.
 const LOCKED_BY: Duration = Duration::from_secs(5);

@@ -29,6 +29,15 @@ pub(crate) fn reconnect(domain: Domain, live: Arc<Live>) -> BoxFuture<'static, (
     })
 }
 
+/// A job was cut short just now, and its note says so. If the guest was reached again before, whoever did that has not seen
+/// it; else this finds it settled, or is followed by who settles it.
+pub(crate) fn settle_left(domain: &Domain) {
+    if let Some(live) = domain.0.live().filter(|live| live.monitor().is_some()) {
+        let watchers = &domain.0.context.watchers;
+        watchers.spawn(reconnect(domain.clone(), live));
+    }
+}
+
 async fn try_again(domain: Domain, live: Arc<Live>) {
     let is_here = || {
         domain
@@ -69,10 +78,19 @@ async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error
     let (name, kind) = (job.work.name(), kind(Some(&job.work)));
     let deadline = Instant::now() + defaults.long;
     let live = live.clone();
-    let work = move |mut op: AsyncOp| async move { settle(&mut op, &live).await };
+    let work = move |mut op: AsyncOp| async move {
+        let noted = op.domain().0.noted().await.and_then(|record| record.job);
+        if !noted.is_some_and(|job| job.is_cut_short) {
+            // Somebody else was here first.
+            return Ok(None);
+        }
+        settle(&mut op, &live).await.map(Some)
+    };
     // Whatever other async job begins before this one is told to wait for it: there is one note.
     let settled = domain.run_async("recover", kind, KindSet::DESTROY_ONLY, deadline, work);
-    let became = settled.await?;
+    let Some(became) = settled.await? else {
+        return Ok(());
+    };
     tell(domain, Some(name.into()), became.clone());
     if became == Became::GoesOn {
         let watchers = &domain.0.context.watchers;
