@@ -18,7 +18,7 @@ use crate::guest::Guest;
 use crate::made::Made;
 use crate::ops::Deadline;
 use crate::ops::lent::Lent;
-use crate::ops::recover::reconnect;
+use crate::ops::recover::settle_left;
 use crate::ops::save::blocking;
 use crate::records::{Interrupted, Running, Work};
 
@@ -287,10 +287,8 @@ impl AsyncOp {
 
     /// What this job began could not be undone: it is settled by a job of its own, as after a lost connection.
     pub(crate) async fn leave_unsettled(&self) {
-        self.domain.0.job_is_cut_short(self.job.id()).await;
-        if let Some(live) = self.live() {
-            let watchers = &self.domain.0.context.watchers;
-            watchers.spawn(reconnect(self.domain.clone(), live));
+        if self.domain.0.job_is_cut_short(self.job.id()).await {
+            settle_left(&self.domain);
         }
     }
 

@@ -5,28 +5,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use driver::{Became, Driver, ErrorKind, MigrateOptions, Notice, Run, What};
-use remote_migrate::{Answer, Call, Destination, Peer, PeerError, Reply, Request, Service};
+use remote_migrate::{Answer, Call, Destination, Peer, PeerError, Request, Service};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::restart::{Daemon, Town};
-use super::settling::between_both;
+use super::settling::{Burned, between_both, stale};
 use super::{SECOND, counts_on};
 use crate::rig::Rig;
-
-/// What ends at once the call that hears it, and leaves its migration open.
-fn stale(request: &Request) -> Answer {
-    Answer {
-        migration: request.migration,
-        epoch: request.epoch,
-        reply: Reply::Stale {
-            seen: request.epoch.next(),
-        },
-        trouble: None,
-        resumed: None,
-    }
-}
 
 /// The way to a daemon that takes the guest, and whose answer is lost.
 struct Lost {
@@ -97,19 +84,6 @@ pub(super) async fn a_migration_whose_caller_has_left_is_settled_by_itself(rig: 
         assert!(open.is_empty(), "{open:?}");
     }
     counts_on(&rig, 0, 20 * SECOND).await;
-}
-
-/// The way to a daemon that dies of the first question.
-struct Burned;
-
-#[async_trait]
-impl Peer for Burned {
-    async fn ask(&self, request: Request, _deadline: Instant) -> Result<Answer, PeerError> {
-        if matches!(request.call, Call::Prepare(_)) {
-            return Err(PeerError::no_answer("connection reset by peer"));
-        }
-        Ok(stale(&request))
-    }
 }
 
 /// A daemon that takes every question and answers none.

@@ -148,6 +148,15 @@ struct Unasked {
     reached: Notify,
 }
 
+impl Unasked {
+    fn at(there: &Rig) -> Arc<Self> {
+        Arc::new(Self {
+            there: there.driver.destination(),
+            reached: Notify::new(),
+        })
+    }
+}
+
 #[async_trait]
 impl Peer for Unasked {
     async fn ask(&self, request: Request, deadline: Instant) -> Result<Answer, PeerError> {
@@ -162,10 +171,7 @@ impl Peer for Unasked {
 pub(super) async fn an_operator_lets_a_complete_copy_run_whose_source_is_fenced(rig: Rig) {
     let there = Rig::new(&rig.env);
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let peer = Arc::new(Unasked {
-        there: there.driver.destination(),
-        reached: Notify::new(),
-    });
+    let peer = Unasked::at(&there);
     tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
     peer.reached.notified().await;
     // Its host is off now.
@@ -194,10 +200,7 @@ pub(super) async fn an_operator_lets_a_complete_copy_run_whose_source_is_fenced(
 pub(super) async fn an_operator_rules_at_once_while_the_call_that_migrates_still_asks(rig: Rig) {
     let there = Rig::new(&rig.env);
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let peer = Arc::new(Unasked {
-        there: there.driver.destination(),
-        reached: Notify::new(),
-    });
+    let peer = Unasked::at(&there);
     let moving = tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
     peer.reached.notified().await;
     // The other host is off now.
@@ -224,10 +227,7 @@ pub(super) async fn a_guest_that_both_hosts_have_lost_is_started_anew_by_an_oper
 ) {
     let there = Rig::new(&rig.env);
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let peer = Arc::new(Unasked {
-        there: there.driver.destination(),
-        reached: Notify::new(),
-    });
+    let peer = Unasked::at(&there);
     let burned = MigrateOptions {
         there: Some("burned".into()),
         ..MigrateOptions::default()
@@ -260,10 +260,7 @@ pub(super) async fn a_ruling_that_takes_longer_than_its_call_may_is_told_as_one_
 ) {
     let there = Rig::new(&rig.env);
     let (domain, _) = boot(&rig, "web").await.expect("it boots");
-    let peer = Arc::new(Unasked {
-        there: there.driver.destination(),
-        reached: Notify::new(),
-    });
+    let peer = Unasked::at(&there);
     let moving = tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
     peer.reached.notified().await;
     let copy = there.driver.by_uuid(domain.uuid()).expect("it is there");
@@ -346,8 +343,22 @@ pub(super) async fn a_guest_that_stays_is_not_let_run_while_a_record_of_it_canno
     counts_on(&rig, 1, 20 * SECOND).await;
 }
 
+/// What ends at once the call that hears it, and leaves its migration open: nobody need wait until the source has lost its
+/// patience.
+pub(super) fn stale(request: &Request) -> Answer {
+    Answer {
+        migration: request.migration,
+        epoch: request.epoch,
+        reply: Reply::Stale {
+            seen: request.epoch.next(),
+        },
+        trouble: None,
+        resumed: None,
+    }
+}
+
 /// The way to a daemon that hears the first question, dies of it, and is never told how that ended.
-struct Burned;
+pub(super) struct Burned;
 
 #[async_trait]
 impl Peer for Burned {
@@ -355,16 +366,7 @@ impl Peer for Burned {
         if matches!(request.call, Call::Prepare(_)) {
             return Err(PeerError::no_answer("connection reset by peer"));
         }
-        // Nobody need wait until the source has lost its patience.
-        Ok(Answer {
-            migration: request.migration,
-            epoch: request.epoch,
-            reply: Reply::Stale {
-                seen: request.epoch.next(),
-            },
-            trouble: None,
-            resumed: None,
-        })
+        Ok(stale(&request))
     }
 }
 
@@ -383,10 +385,7 @@ pub(super) async fn an_operators_word_reaches_the_migration_it_names_and_no_othe
     let told_never = open[0].id;
 
     // Its guest is offered elsewhere meanwhile, and no answer has come.
-    let peer = Arc::new(Unasked {
-        there: there.driver.destination(),
-        reached: Notify::new(),
-    });
+    let peer = Unasked::at(&there);
     let moving = tokio::spawn(domain.migrate(peer.clone(), between_both()).into_future());
     peer.reached.notified().await;
     let ruled = rig

@@ -63,15 +63,19 @@ async fn try_again(domain: Domain, live: Arc<Live>) {
 
 async fn reach_and_settle(domain: &Domain, live: &Arc<Live>) -> Result<(), Error> {
     let defaults = domain.0.context.defaults;
-    if live.monitor().is_none() {
+    let was_lost = live.monitor().is_none();
+    if was_lost {
         reach(domain, live, Instant::now() + defaults.connect).await?;
         domain.0.count(|tally| &tally.reconnects);
     }
     let noted = domain.0.noted().await.and_then(|record| record.job);
     let Some(job) = noted.filter(|job| job.is_cut_short) else {
-        domain.0.tell(What::Started {
-            generation: live.generation,
-        });
+        // Else somebody has settled it meanwhile, and has told.
+        if was_lost {
+            domain.0.tell(What::Started {
+                generation: live.generation,
+            });
+        }
         domain.0.settle_parts_again();
         return Ok(());
     };
