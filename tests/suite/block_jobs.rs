@@ -12,10 +12,11 @@ use driver::{
     SnapshotOptions, StartOptions, StreamOptions, What,
 };
 use job_core::JobKind;
-use monitor_qmp::{Closed, Deadline, Error, Greeting, Health, Qmp, Reply, Request};
+use monitor_qmp::{Error, Qmp, Reply, Request};
 use serde_json::{Value, json, value::to_raw_value};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::between::{GoBetween, between};
 use crate::harness::tests;
 use crate::plug::{ask, image, left, shell, until_told};
 use crate::rig::{Rig, Signal, kill};
@@ -300,12 +301,12 @@ async fn a_mirror_that_is_cancelled_leaves_the_disk_and_nothing_else(rig: Rig) {
     assert_eq!(unknown.expect_err("no such disk").kind(), ErrorKind::State);
 }
 
-/// A monitor that makes the copy of a mirror lie on a device without room.
-struct NoRoom(Arc<dyn Qmp>);
+/// Makes the copy of a mirror lie on a device without room.
+struct NoRoom;
 
 #[async_trait]
-impl Qmp for NoRoom {
-    async fn call(&self, mut request: Request) -> Result<Reply, Error> {
+impl GoBetween for NoRoom {
+    async fn call(&self, monitor: &dyn Qmp, mut request: Request) -> Result<Reply, Error> {
         let text = request.arguments.as_ref().map_or("null", |text| text.get());
         let mut arguments: Value = serde_json::from_str(text).expect("it is JSON");
         if request.name == "blockdev-add" && arguments["node-name"] == "root.1" {
@@ -314,23 +315,7 @@ impl Qmp for NoRoom {
                 "inject-error": [{"event": "write_aio", "errno": 28}]});
             request.arguments = Some(to_raw_value(&arguments).expect("it is JSON"));
         }
-        self.0.call(request).await
-    }
-
-    async fn settled(&self, deadline: Deadline) -> Result<(), Error> {
-        self.0.settled(deadline).await
-    }
-
-    fn health(&self) -> Health {
-        self.0.health()
-    }
-
-    fn greeting(&self) -> &Greeting {
-        self.0.greeting()
-    }
-
-    async fn closed(&self) -> Closed {
-        self.0.closed().await
+        monitor.call(request).await
     }
 }
 
@@ -338,7 +323,7 @@ async fn a_mirror_whose_target_is_full_fails_with_the_reason_and_leaves_the_disk
     let transports = rig.env.transports().expect("they load");
     let driver = Driver::builder(transports, rig.dir.path().join("run2"))
         .qemu(&rig.env.qemu)
-        .wrap_monitor(|_, monitor| Arc::new(NoRoom(monitor)))
+        .wrap_monitor(between(Arc::new(NoRoom)))
         .build();
     let rig = rig.with_driver(driver.expect("it can be made"));
     let old = image(&rig, "old", 8 * MIB);

@@ -16,15 +16,14 @@ use driver::{
     MirrorOptions, Network, NetworkBackend, Pivot, Scope, SnapshotOptions,
 };
 use futures::future::BoxFuture;
-use monitor_qmp::{
-    Closed, Deadline, Error, Event, Expected, Greeting, Health, Qmp, Reply, Request,
-};
+use monitor_qmp::{Error, Qmp, Reply, Request};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::between::{GoBetween, between};
 use crate::harness::tests;
 use crate::plug::{ask, image, left};
 use crate::rig::{Rig, Signal, kill};
@@ -49,48 +48,25 @@ struct Plot {
     death: Notify,
 }
 
-struct Mortal(Arc<dyn Qmp>, Arc<Plot>);
-
 #[async_trait]
-impl Qmp for Mortal {
-    async fn call(&self, request: Request) -> Result<Reply, Error> {
-        let Self(monitor, plot) = self;
-        let begun = plot
+impl GoBetween for Plot {
+    async fn call(&self, monitor: &dyn Qmp, request: Request) -> Result<Reply, Error> {
+        let begun = self
             .count
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
                 (count != NEVER).then(|| count + 1)
             });
-        let is_it = begun == Ok(plot.at);
-        if is_it && plot.is_before {
-            plot.death.notify_one();
+        let is_it = begun == Ok(self.at);
+        if is_it && self.is_before {
+            self.death.notify_one();
             return std::future::pending().await;
         }
         let reply = monitor.call(request).await;
         if is_it {
-            plot.death.notify_one();
+            self.death.notify_one();
             return std::future::pending().await;
         }
         reply
-    }
-
-    async fn settled(&self, deadline: Deadline) -> Result<(), Error> {
-        self.0.settled(deadline).await
-    }
-
-    fn arm(&self, filter: Box<dyn FnMut(&Event) -> bool + Send>) -> Expected {
-        self.0.arm(filter)
-    }
-
-    fn health(&self) -> Health {
-        self.0.health()
-    }
-
-    fn greeting(&self) -> &Greeting {
-        self.0.greeting()
-    }
-
-    async fn closed(&self) -> Closed {
-        self.0.closed().await
     }
 }
 
@@ -121,11 +97,10 @@ async fn die(rig: &Rig, story: Story, guest: Guest, at: usize, is_before: bool) 
                 count: AtomicUsize::new(NEVER),
                 death: Notify::new(),
             });
-            let mortal = plot.clone();
             let driver = Driver::builder(env.transports().expect("they load"), dir.join("run"))
                 .state_dir(dir.join("state"))
                 .qemu(&env.qemu)
-                .wrap_monitor(move |_, monitor| Arc::new(Mortal(monitor, mortal.clone())))
+                .wrap_monitor(between(plot.clone()))
                 .build()
                 .expect("the last one is dead");
             let domain = driver.define(guest).await.expect("it is free");

@@ -4,6 +4,7 @@
 //! What the machine lacks is reported as ignored, by name and with the reason.
 
 mod authority;
+mod between;
 mod harness;
 mod rig;
 mod storage;

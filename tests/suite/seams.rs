@@ -9,8 +9,9 @@ use job_core::{
     AgentJob, AgentKind, Ask, AsyncJob, AsyncKind, BeginError, Job, JobKind, Jobs, Kind, KindSet,
     Scheduler, Snapshot,
 };
-use monitor_qmp::{Closed, Deadline, Error, ErrorClass, Greeting, Health, Qmp, Reply, Request};
+use monitor_qmp::{Error, ErrorClass, Qmp, Reply, Request};
 
+use crate::between::{GoBetween, between};
 use crate::harness::tests;
 use crate::rig::Rig;
 
@@ -96,18 +97,14 @@ async fn a_scheduler_that_gives_the_job_of_another_domain_is_found_out(rig: Rig)
 }
 
 /// Writes down what is asked, and lets nobody look at the processors.
-struct Listed {
-    monitor: Arc<dyn Qmp>,
-    asked: Arc<Mutex<Vec<String>>>,
-}
+#[derive(Default)]
+struct List(Mutex<Vec<String>>);
 
 #[async_trait]
-impl Qmp for Listed {
-    async fn call(&self, request: Request) -> Result<Reply, Error> {
-        self.asked
-            .lock()
-            .expect("nobody panics")
-            .push(request.name.to_string());
+impl GoBetween for List {
+    async fn call(&self, monitor: &dyn Qmp, request: Request) -> Result<Reply, Error> {
+        let name = request.name.to_string();
+        self.0.lock().expect("nobody panics").push(name);
         if request.name == "query-cpus-fast" {
             return Err(Error::refused(
                 request.name,
@@ -115,40 +112,18 @@ impl Qmp for Listed {
                 "not on the list",
             ));
         }
-        self.monitor.call(request).await
-    }
-
-    async fn settled(&self, deadline: Deadline) -> Result<(), Error> {
-        self.monitor.settled(deadline).await
-    }
-
-    fn health(&self) -> Health {
-        self.monitor.health()
-    }
-
-    fn greeting(&self) -> &Greeting {
-        self.monitor.greeting()
-    }
-
-    async fn closed(&self) -> Closed {
-        self.monitor.closed().await
+        monitor.call(request).await
     }
 }
 
 async fn a_monitor_that_keeps_a_list_records_and_refuses(rig: Rig) {
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let record = asked.clone();
+    let list = Arc::new(List::default());
     let driver = Driver::builder(
         rig.env.transports().expect("they load"),
         rig.dir.path().join("run2"),
     )
     .qemu(&rig.env.qemu)
-    .wrap_monitor(move |_, monitor| {
-        Arc::new(Listed {
-            monitor,
-            asked: record.clone(),
-        })
-    })
+    .wrap_monitor(between(list.clone()))
     .build()
     .expect("it can be made");
     let domain = driver
@@ -167,7 +142,7 @@ async fn a_monitor_that_keeps_a_list_records_and_refuses(rig: Rig) {
         "{error:#}"
     );
     domain.destroy().await.expect("it ends");
-    let asked = asked.lock().expect("nobody panics").clone();
+    let asked = list.0.lock().expect("nobody panics").clone();
     assert!(
         asked.contains(&"cont".to_owned()) && asked.contains(&"query-cpus-fast".to_owned()),
         "{asked:?}"
