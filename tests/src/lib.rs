@@ -1,4 +1,4 @@
-//! Fake QEMU, fake guest agent and fault stream for the tests of VM daemons.
+//! Fake QEMU, fake guest agent, fault stream and hostile bytes for the tests of VM daemons.
 //!
 //! A fake proves the odd cases that QEMU will not show on demand; QEMU proves that the fake is right. These fakes speak the
 //! protocols as badly as real peers do: late, torn, glued, silent, lying, gone.
@@ -32,6 +32,7 @@
 pub mod fake_guest;
 pub mod fake_qemu;
 pub mod fault;
+pub mod hostile;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
