@@ -23,6 +23,8 @@ mod lab;
 mod rig;
 mod strike;
 mod tally;
+#[path = "../faults/told.rs"]
+mod told;
 mod witness;
 
 use std::path::Path;
@@ -37,6 +39,7 @@ use lab::Lab;
 use rig::Env;
 use strike::Struck;
 use tally::Tally;
+use told::Told;
 
 /// What the guest is called.
 pub(crate) const NAME: &str = "web";
@@ -65,15 +68,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// `--runs N --seed S --from K --short`; the short form is one run of each of its cells.
+/// The short form is one run of each of its cells.
 fn campaign(arguments: &[String]) -> Result<(), String> {
-    let number = |name: &str, default: u64| match arguments.iter().position(|word| word == name) {
-        None => Ok(default),
-        Some(place) => {
-            let value = arguments.get(place + 1).and_then(|word| word.parse().ok());
-            value.ok_or_else(|| format!("{name} takes a number"))
-        }
-    };
+    let told = Told::by(arguments)?;
     if let Some(lacks) = Lab::lacks() {
         if std::env::var("CI").is_ok_and(|ci| ci == "true") {
             return Err(format!("nothing is skipped here, and {lacks}"));
@@ -81,20 +78,15 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
         println!("skipped: faults migrate: {lacks}");
         return Ok(());
     }
-    let is_short = arguments.iter().any(|word| word == "--short");
-    let cells = cells(is_short);
-    let often = if is_short { 1 } else { OFTEN };
-    let runs = number("--runs", often * cells.len() as u64)?;
-    let (seed, from) = (number("--seed", 1)?, number("--from", 0)?);
-    if from > runs {
-        return Err(format!("it cannot go on from run {from} of {runs}"));
-    }
-    let mut tally = Tally::of(seed, is_short, from)?;
+    let cells = cells(told.is_short);
+    let often = if told.is_short { 1 } else { OFTEN };
+    let runs = told.runs(often * cells.len() as u64)?;
+    let mut tally = Tally::of(told.seed, told.is_short, runs.start)?;
     let began = Instant::now();
     let mut bed = None;
-    for run in from..runs {
+    for run in runs.clone() {
         let cell = cells[place(run, &cells)];
-        let mut random = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(run));
+        let mut random = told.random(run);
         let on = match bed.take() {
             Some(on) => on,
             None => Made::new()?,
@@ -107,7 +99,7 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
             }
             Err(error) => {
                 // The next run gets hosts of its own, on which nothing is left of this one.
-                let failure = format!("run {run} of seed {seed}, {cell}: {error}");
+                let failure = format!("run {run} of seed {}, {cell}: {error}", told.seed);
                 println!("FAILED {failure}");
                 tally.note(run, Err(failure))?;
             }
@@ -118,7 +110,7 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
     if !left.is_empty() {
         return Err(format!("these namespaces are left: {left:?}"));
     }
-    tally.print(&cells, runs, began.elapsed())
+    tally.print(&cells, runs.end, began.elapsed())
 }
 
 /// Which of the cells a run is of.

@@ -18,6 +18,7 @@ mod leash;
 mod parts;
 #[path = "../../suite/rig.rs"]
 mod rig;
+mod told;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use cells::{CELLS, Cell};
 use driver::{Disk, DiskFormat, Guest, Kernel, Serial};
 use hand::Hand;
 use rig::Env;
+use told::Told;
 use uuid::Uuid;
 
 /// What the guest is called.
@@ -86,34 +88,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// `--runs N --seed S --from K --short`: the short form has one run for each cell.
+/// The short form has one run for each cell.
 fn campaign(arguments: &[String]) -> Result<(), String> {
-    let number = |name: &str, default: u64| match arguments.iter().position(|word| word == name) {
-        None => Ok(default),
-        Some(place) => {
-            let value = arguments.get(place + 1).and_then(|word| word.parse().ok());
-            value.ok_or_else(|| format!("{name} takes a number"))
-        }
-    };
+    let told = Told::by(arguments)?;
     let cells: Vec<Cell> = CELLS.into_iter().flatten().collect();
-    let is_short = arguments.iter().any(|word| word == "--short");
-    let all = if is_short { cells.len() as u64 } else { RUNS };
-    let (runs, seed, from) = (
-        number("--runs", all)?,
-        number("--seed", 1)?,
-        number("--from", 0)?,
-    );
+    let all = if told.is_short {
+        cells.len() as u64
+    } else {
+        RUNS
+    };
+    let runs = told.runs(all)?;
+    let done = runs.end - runs.start;
     let mut hits = vec![0_u64; cells.len()];
     let mut outside = 0_u64;
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let mut hand = Hand::new(Env::find()?, dir.path())?;
     hand.make_golden()?;
     let began = Instant::now();
-    for run in from..runs {
+    for run in runs {
         let place = (run % cells.len() as u64) as usize;
         let cell = cells[place];
-        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(run));
-        let failed = |error| format!("run {run} of seed {seed}, {cell:?}: {error}");
+        let mut random = told.random(run);
+        let failed = |error| format!("run {run} of seed {}, {cell:?}: {error}", told.seed);
         let mut landed = None;
         for _ in 0..TRIES {
             landed = hand.attempt(cell, &mut random).map_err(failed)?;
@@ -151,7 +147,6 @@ fn campaign(arguments: &[String]) -> Result<(), String> {
             cell.phases.join(", ")
         );
     }
-    let done = runs - from;
     println!("figure faults-daemon {done} runs bar >= {done} ok");
     let least = hits.iter().min().copied().unwrap_or(0);
     let is_whole = done >= 2 * cells.len() as u64;
