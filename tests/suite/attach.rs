@@ -7,6 +7,7 @@ use job_core::{AgentKind, JobKind};
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::guests::is_off;
 use crate::harness::tests;
 use crate::rig::{Foreign, Rig, boot};
 
@@ -52,13 +53,7 @@ async fn the_death_of_a_foreign_qemu_is_noticed(rig: Rig) {
         .await
         .expect("it is taken in");
     foreign.child.kill().expect("it can be killed");
-    let off = domain
-        .wait_for(
-            |observed| observed.run == Run::Off,
-            Instant::now() + 5 * SECOND,
-        )
-        .await;
-    off.expect("it is noticed");
+    is_off(&domain).await;
 }
 
 async fn an_attached_guest_that_is_gone_cannot_be_started(rig: Rig) {

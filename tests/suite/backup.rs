@@ -13,10 +13,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::freeze::write_on;
+use crate::guests::shell;
 use crate::harness::tests;
 use crate::recovery::{back, cut};
 use crate::rig::{Rig, jobs_until};
-use crate::storage::{SECOND, became, booted, check, counts_on, files, phase, shell, text};
+use crate::storage::{SECOND, became, booted, check, counts_on, files, phase, text};
 
 tests! {
     a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled,

@@ -4,11 +4,11 @@ use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
 
-use driver::{Driver, ErrorKind, Guest, Kernel, Run, StartOptions};
+use driver::{Driver, ErrorKind, Guest, Kernel, StartOptions};
 use transport_host::Transports;
 
+use crate::guests::is_off;
 use crate::harness::tests;
 use crate::rig::{Rig, is_clean};
 
@@ -196,13 +196,7 @@ async fn a_qemu_that_exits_at_once_leaves_its_last_words_in_the_error(rig: Rig) 
     );
     // The next start waits for the clean-up, fails the same way, and nothing is left behind.
     domain.start().await.expect_err("still");
-    domain
-        .wait_for(
-            |observed| observed.run == Run::Off,
-            tokio::time::Instant::now() + Duration::from_secs(5),
-        )
-        .await
-        .expect("off");
+    is_off(&domain).await;
     domain.remove().await.expect("it is off and cleaned up");
     assert!(is_clean(&rig, &domain));
 }
@@ -255,11 +249,7 @@ async fn a_second_driver_on_one_run_directory_is_refused(rig: Rig) {
 }
 
 async fn a_save_to_a_relative_path_is_refused(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let error = domain
         .save("web.save", driver::SaveOptions::default())
         .await

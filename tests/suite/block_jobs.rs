@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use driver::{
     BackupOptions, BackupTarget, BlockJob, BlockJobEnd, BlockJobKind, CommitOptions, Disk,
-    DiskFormat, Domain, Driver, ErrorKind, Guest, MirrorOptions, Notice, Pivot, SaveOptions, Scope,
-    SnapshotOptions, StartOptions, StreamOptions, What,
+    DiskFormat, Domain, Driver, ErrorKind, Guest, MirrorOptions, Pivot, SaveOptions, Scope,
+    SnapshotOptions, StreamOptions, Subscription, What,
 };
 use job_core::JobKind;
 use monitor_qmp::{Error, Qmp, Reply, Request};
@@ -17,9 +17,11 @@ use serde_json::{Value, json, value::to_raw_value};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::between::{GoBetween, between};
+use crate::guests::{shell, signal, up};
 use crate::harness::tests;
-use crate::plug::{ask, image, left, shell, until_told};
-use crate::rig::{Rig, Signal, kill};
+use crate::plug::{ask, image, left, until_told};
+use crate::rig::{Rig, Signal};
+use crate::storage::told;
 
 tests! {
     a_mirror_becomes_the_disk_while_the_guest_writes,
@@ -57,12 +59,7 @@ async fn with_disk(rig: &Rig, disk: Disk) -> Domain {
         ..rig.guest("web")
     };
     let domain = rig.driver.define(guest).await.expect("it is free");
-    domain.start().await.expect("it starts");
-    domain
-        .wait_agent()
-        .deadline(90 * SECOND)
-        .await
-        .expect("it boots");
+    up(&domain).await;
     domain
 }
 
@@ -84,18 +81,22 @@ pub(crate) async fn ends(job: &BlockJob) -> BlockJobEnd {
     job.wait(soon()).await.expect("it ends")
 }
 
+/// Which block job is told to have ended next, and how.
+async fn told_end(news: &mut Subscription) -> (String, BlockJobEnd) {
+    let is_it = |what: &What| match what {
+        What::BlockJobEnded { id, end, .. } => Some((id.to_string(), end.clone())),
+        _ => None,
+    };
+    told(news, is_it).await
+}
+
 /// A qcow2 image, made by a QEMU of its own.
 async fn qcow2(rig: &Rig, name: &str, behind: Option<&Path>, bytes: u64) -> PathBuf {
     let path = rig.dir.path().join(name);
     File::create_new(&path).expect("it is new");
     let maker = match rig.driver.by_name("maker") {
         Some(maker) => maker,
-        None => {
-            let started = rig
-                .driver
-                .start(rig.empty("maker"), StartOptions::default());
-            started.await.expect("it starts")
-        }
+        None => rig.started(rig.empty("maker")).await,
     };
     let file = json!({"driver": "file", "node-name": "file", "filename": path});
     ask(&maker, "blockdev-add", file).await;
@@ -143,17 +144,10 @@ async fn a_mirror_becomes_the_disk_while_the_guest_writes(rig: Rig) {
         .expect("it begins");
     assert_eq!((job.disk(), job.kind()), ("root", BlockJobKind::Mirror));
     assert_eq!(ends(&job).await, BlockJobEnd::Done);
-    let told = async {
-        loop {
-            if let Notice::News { news, .. } = events.next().await
-                && let What::BlockJobEnded { id, end, .. } = &news.what
-            {
-                return (id.to_string(), end.clone());
-            }
-        }
-    };
-    let told = timeout(SECOND, told).await.expect("it is told");
-    assert_eq!(told, (job.id().to_owned(), BlockJobEnd::Done));
+    assert_eq!(
+        told_end(&mut events).await,
+        (job.id().to_owned(), BlockJobEnd::Done)
+    );
     assert!(
         domain.observed().run.is_running(),
         "it stood still for the pivot only"
@@ -170,12 +164,7 @@ async fn a_mirror_becomes_the_disk_while_the_guest_writes(rig: Rig) {
     write(&domain, 9).await;
     let sum = shell(&domain, SUM).await;
     domain.destroy().await.expect("it ends");
-    domain.start().await.expect("it starts from the new file");
-    domain
-        .wait_agent()
-        .deadline(90 * SECOND)
-        .await
-        .expect("it boots");
+    up(&domain).await;
     assert_eq!(shell(&domain, SUM).await, sum, "the new file has all of it");
 }
 
@@ -438,12 +427,7 @@ async fn layers_are_committed_and_streamed_and_the_descriptions_follow(rig: Rig)
     write(&domain, 5).await;
     let sum = shell(&domain, SUM).await;
     domain.destroy().await.expect("it ends");
-    domain.start().await.expect("it starts");
-    domain
-        .wait_agent()
-        .deadline(90 * SECOND)
-        .await
-        .expect("it boots");
+    up(&domain).await;
     assert_eq!(shell(&domain, SUM).await, sum);
 }
 
@@ -499,17 +483,7 @@ async fn a_block_job_that_ended_while_no_driver_was_there_is_known_to_have(rig: 
     let rig = Rig::again(left_behind);
     let domain = rig.driver.by_name("web").expect("known");
     let mut events = domain.subscribe_from(0);
-    let told = async {
-        loop {
-            if let Notice::News { news, .. } = events.next().await
-                && let What::BlockJobEnded { id, end, .. } = &news.what
-            {
-                return (id.to_string(), end.clone());
-            }
-        }
-    };
-    let told = timeout(30 * SECOND, told).await.expect("it is told");
-    assert_eq!(told, (id, BlockJobEnd::Done));
+    assert_eq!(told_end(&mut events).await, (id, BlockJobEnd::Done));
     assert_eq!(ask(&domain, "query-jobs", Value::Null).await, json!([]));
     write(&domain, 2).await;
 }
@@ -556,17 +530,12 @@ async fn a_qemu_that_dies_in_a_mirror_leaves_the_disk_and_no_copy(rig: Rig) {
         ..to(&new, DiskFormat::Qcow2)
     };
     let job = domain.mirror_disk("root", slow).await.expect("it begins");
-    kill(domain.observed().pid.expect("it runs"), Signal::KILL);
+    signal(&domain, Signal::KILL);
     assert_eq!(ends(&job).await, BlockJobEnd::Gone);
     let cleaned = domain.run("see", JobKind::Query, soon(), |_| async { Ok(()) });
     cleaned.await.expect("the clean-up goes first");
     assert!(!new.exists());
     assert_eq!(files(&domain), (None, Some(old)));
-    domain.start().await.expect("it starts");
-    domain
-        .wait_agent()
-        .deadline(90 * SECOND)
-        .await
-        .expect("it boots");
+    up(&domain).await;
     assert_eq!(shell(&domain, SUM).await, sum);
 }

@@ -7,8 +7,9 @@ use futures::future::join_all;
 use job_core::JobKind;
 use tokio::time::Instant;
 
+use crate::guests::signal;
 use crate::harness::tests;
-use crate::rig::{Rig, Signal, jobs_until, kill};
+use crate::rig::{Rig, Signal, jobs_until};
 
 tests! {
     the_figures_of_two_hundred_guests_of_which_five_hang_take_one_deadline,
@@ -36,7 +37,7 @@ async fn the_figures_of_two_hundred_guests_of_which_five_hang_take_one_deadline(
     }
     let domains = rig.driver.domains();
     for domain in &domains[..HANG] {
-        kill(domain.observed().pid.expect("it runs"), Signal::STOP);
+        signal(domain, Signal::STOP);
     }
     let began = Instant::now();
     let limit = 3 * SECOND;
@@ -67,13 +68,12 @@ async fn the_figures_of_two_hundred_guests_of_which_five_hang_take_one_deadline(
     assert!(took < limit + SECOND, "{took:?}");
     // A stopped process obeys nothing but its end.
     for domain in &domains[..HANG] {
-        kill(domain.observed().pid.expect("it runs"), Signal::CONT);
+        signal(domain, Signal::CONT);
     }
 }
 
 async fn who_holds_a_guest_and_who_waits_is_told_in_words(rig: Rig) {
-    let started = rig.driver.start(rig.empty("web"), StartOptions::default());
-    let web = started.await.expect("it starts");
+    let web = rig.started(rig.empty("web")).await;
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let (end, may_end) = tokio::sync::oneshot::channel::<()>();
     let domain = web.clone();
@@ -108,8 +108,7 @@ async fn who_holds_a_guest_and_who_waits_is_told_in_words(rig: Rig) {
 
 /// What an operation changes under the domain's lock may take its time: a list does not wait for it.
 async fn a_list_names_the_holder_while_the_domains_own_lock_is_held(rig: Rig) {
-    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
-    let web = web.await.expect("it starts");
+    let web = rig.started(rig.empty("web")).await;
     let other = rig
         .driver
         .start(rig.empty("other"), StartOptions { paused: true });
@@ -155,8 +154,7 @@ async fn a_list_names_the_holder_while_the_domains_own_lock_is_held(rig: Rig) {
 }
 
 async fn whoever_watches_a_guest_slowly_sees_its_newest_state_and_its_end(rig: Rig) {
-    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
-    let web = web.await.expect("it starts");
+    let web = rig.started(rig.empty("web")).await;
     let mut watch = web.watch();
     let now = watch.next().await.expect("what is known now");
     assert!(now.run.is_running());

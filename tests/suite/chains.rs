@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use crate::backup::{of, since, target, whole};
 use crate::block_jobs::ends;
+use crate::guests::signal;
 use crate::harness::tests;
 use crate::plug::ask;
-use crate::rig::{Rig, Signal, kill};
+use crate::rig::{Rig, Signal};
 use crate::storage::{SECOND, check, files, phase, text};
 
 tests! {
@@ -132,7 +133,7 @@ async fn a_bitmap_is_trusted_for_the_copy_it_began_with_if_it_was_put_away_in_go
     same(&rig, &second, &root(&rig));
     // Who is killed puts nothing away.
     on(&web).await;
-    kill(web.observed().pid.expect("it runs"), Signal::KILL);
+    signal(&web, Signal::KILL);
     let deadline = Instant::now() + 30 * SECOND;
     let is_off = |observed: &driver::Observed| observed.run == Run::Off;
     web.wait_for(is_off, deadline).await.expect("it ends");

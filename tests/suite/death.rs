@@ -3,11 +3,12 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use driver::{ErrorKind, Run, SaveOptions, StartOptions};
+use driver::{ErrorKind, Run, SaveOptions};
 use futures::future::join_all;
 use job_core::{GoneWhy, JobKind, Outcome};
 use tokio::time::Instant;
 
+use crate::guests::{is_off, signal};
 use crate::harness::tests;
 use crate::rig::{Rig, Signal, boot, is_clean, jobs_until, kill};
 
@@ -24,11 +25,7 @@ tests! {
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn ten_who_wait_all_fail_as_gone(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.guest("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.guest("web")).await;
     rig.console("web")
         .past(0, 60 * SECOND)
         .await
@@ -48,7 +45,7 @@ async fn ten_who_wait_all_fail_as_gone(rig: Rig) {
             && jobs.asynchronous.is_some())
         .await
     );
-    kill(domain.observed().pid.expect("it runs"), Signal::KILL);
+    signal(&domain, Signal::KILL);
     for end in join_all(waiting).await {
         let error = end.expect("no panic").expect_err("nobody succeeds");
         assert_eq!(error.kind(), ErrorKind::Gone, "{error:#}");
@@ -62,28 +59,17 @@ async fn ten_who_wait_all_fail_as_gone(rig: Rig) {
         .expect("no panic")
         .expect_err("the save fails too");
     assert_eq!(error.kind(), ErrorKind::Gone, "{error:#}");
-    let off = domain
-        .wait_for(
-            |observed| observed.run == Run::Off,
-            Instant::now() + 5 * SECOND,
-        )
-        .await
-        .expect("off");
+    let off = is_off(&domain).await;
     assert!(matches!(off.ended, Some(GoneWhy::Died(_))), "{off:?}");
     assert!(!path.exists(), "no partial save is left");
 }
 
 async fn a_command_inside_qemu_fails_as_gone_with_the_reason(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
-    let pid = domain.observed().pid.expect("it has a process");
-    kill(pid, Signal::STOP);
+    let domain = rig.started(rig.empty("web")).await;
+    signal(&domain, Signal::STOP);
     let asking = tokio::spawn(domain.query_status().into_future());
     assert!(jobs_until(&domain, 5 * SECOND, |jobs| jobs.normal.is_some()).await);
-    kill(pid, Signal::KILL);
+    signal(&domain, Signal::KILL);
     let error = asking
         .await
         .expect("no panic")
@@ -101,7 +87,7 @@ async fn an_agent_call_under_way_fails_when_qemu_dies(rig: Rig) {
             .into_future(),
     );
     assert!(jobs_until(&domain, 5 * SECOND, |jobs| jobs.agent.is_some()).await);
-    kill(domain.observed().pid.expect("it runs"), Signal::KILL);
+    signal(&domain, Signal::KILL);
     let error = running
         .await
         .expect("no panic")
@@ -110,24 +96,11 @@ async fn an_agent_call_under_way_fails_when_qemu_dies(rig: Rig) {
 }
 
 async fn a_killed_guest_starts_again_in_a_new_generation(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     for generation in 1..4 {
         assert_eq!(domain.observed().generation, generation);
-        kill(
-            domain.observed().pid.expect("it has a process"),
-            Signal::KILL,
-        );
-        domain
-            .wait_for(
-                |observed| observed.run == Run::Off,
-                Instant::now() + 5 * SECOND,
-            )
-            .await
-            .expect("off");
+        signal(&domain, Signal::KILL);
+        is_off(&domain).await;
         // Waits for the clean-up like for any other job.
         domain.start().await.expect("it starts again");
     }
@@ -136,11 +109,7 @@ async fn a_killed_guest_starts_again_in_a_new_generation(rig: Rig) {
 }
 
 async fn destroy_reaches_past_a_job_that_is_stuck(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let deadline = Instant::now() + 60 * SECOND;
     let stuck = domain.clone();
     let stuck = tokio::spawn(async move {
@@ -170,11 +139,7 @@ async fn destroy_reaches_past_a_job_that_is_stuck(rig: Rig) {
 }
 
 async fn a_guard_of_the_old_guest_cannot_touch_the_next(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let pid = domain.observed().pid.expect("it has a process");
     let late = domain.run(
         "late",

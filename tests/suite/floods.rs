@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use driver::{Domain, Guest, Serial, StartOptions};
+use driver::{Domain, Guest, Serial};
 use tokio::time::{Instant, sleep};
 
 use crate::harness::tests;
@@ -74,10 +74,7 @@ async fn a_guest_that_floods_its_serial_port_fills_two_files_and_no_more(rig: Ri
         serial: Serial::Log(path.clone()),
         ..rig.guest("web")
     };
-    let domain = rig.driver.start(guest, StartOptions::default()).await;
-    let domain = domain.expect("it starts");
-    let ready = domain.wait_agent().deadline(60 * SECOND).await;
-    ready.expect("it boots");
+    let domain = rig.booted(guest).await;
     let text = fs::read_to_string(&path).expect("the console is kept");
     assert!(text.contains("tick "), "{text}");
     let script = "(while :; do cat /proc/kallsyms; done) >/dev/ttyS0 2>/dev/null </dev/null &";
@@ -93,8 +90,7 @@ async fn a_qemu_that_floods_its_standard_error_fills_two_files_and_no_more(rig: 
         extra_arguments: vec!["-d".into(), "exec,nochain".into()],
         ..rig.guest("web")
     };
-    let domain = rig.driver.start(guest, StartOptions::default()).await;
-    let domain = domain.expect("it starts");
+    let domain = rig.started(guest).await;
     let path = rig
         .dir
         .path()

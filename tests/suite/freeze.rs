@@ -3,7 +3,7 @@
 use std::fs;
 
 use agent_qga::{ErrorKind as AgentError, FreezeEnd, FreezeState, Limits, ThawedBy};
-use driver::{Disk, DiskFormat, Domain, ErrorKind, FreezeOptions, Guest, StartOptions, What};
+use driver::{Disk, DiskFormat, Domain, ErrorKind, FreezeOptions, Guest, What};
 use tokio::time::{Instant, timeout};
 
 use crate::harness::tests;
@@ -25,12 +25,7 @@ pub(crate) async fn writing(rig: &Rig) -> Domain {
         disks: vec![Disk::new("root", ext4(rig.dir.path()), DiskFormat::Raw)],
         ..rig.guest("web")
     };
-    let started = rig.driver.start(guest, StartOptions::default());
-    let web = started.await.expect("it starts");
-    web.wait_agent()
-        .deadline(60 * SECOND)
-        .await
-        .expect("it boots");
+    let web = rig.booted(guest).await;
     write_on(&web).await;
     writes(rig).await;
     web

@@ -2,9 +2,10 @@
 
 use driver::{DiskFormat, ErrorKind};
 
+use crate::guests::shell;
 use crate::harness::tests;
 use crate::rig::Rig;
-use crate::storage::{SECOND, booted, check, counts_on, shell};
+use crate::storage::{SECOND, booted, check, counts_on};
 
 tests! {
     a_guest_goes_back_to_a_snapshot_inside_its_images,

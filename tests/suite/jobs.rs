@@ -3,15 +3,16 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use driver::{ErrorKind, SaveOptions, StartOptions};
+use driver::{ErrorKind, SaveOptions};
 use futures::FutureExt;
 use job_core::{AsyncKind, JobKind, KindSet};
 use monitor_qmp::command;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use crate::guests::signal;
 use crate::harness::tests;
-use crate::rig::{Rig, jobs_until};
+use crate::rig::{Rig, Signal, jobs_until};
 
 tests! {
     beside_a_save_a_query_passes_and_a_modify_waits_its_turn,
@@ -25,11 +26,7 @@ tests! {
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn beside_a_save_a_query_passes_and_a_modify_waits_its_turn(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.guest("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.guest("web")).await;
     rig.console("web")
         .past(0, 60 * SECOND)
         .await
@@ -80,11 +77,7 @@ async fn beside_a_save_a_query_passes_and_a_modify_waits_its_turn(rig: Rig) {
 }
 
 async fn a_dropped_call_gives_its_place_up_before_the_grant_and_goes_on_after_it(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let (release, released) = oneshot::channel::<()>();
     let (done, is_done) = oneshot::channel();
     let deadline = Instant::now() + 20 * SECOND;
@@ -127,11 +120,7 @@ async fn jobs_until_polled<F: Future + Unpin>(domain: &driver::Domain, future: &
 }
 
 async fn an_operation_that_panics_costs_only_itself(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let deadline = Instant::now() + 5 * SECOND;
     let result = domain
         .run::<(), _, _>("trip", JobKind::Modify, deadline, |_| async {
@@ -151,13 +140,8 @@ async fn an_operation_that_panics_costs_only_itself(rig: Rig) {
 }
 
 async fn the_snapshot_names_the_command_a_job_waits_for(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
-    let pid = domain.observed().pid.expect("it has a process");
-    crate::rig::kill(pid, crate::rig::Signal::STOP);
+    let domain = rig.started(rig.empty("web")).await;
+    signal(&domain, Signal::STOP);
     let asking = tokio::spawn(domain.query_status().deadline(5 * SECOND).into_future());
     let named = jobs_until(&domain, 5 * SECOND, |jobs| {
         jobs.normal
@@ -166,7 +150,7 @@ async fn the_snapshot_names_the_command_a_job_waits_for(rig: Rig) {
             .is_some_and(|command| command == "query-status")
     });
     assert!(named.await);
-    crate::rig::kill(pid, crate::rig::Signal::CONT);
+    signal(&domain, Signal::CONT);
     asking
         .await
         .expect("no panic")
@@ -174,11 +158,7 @@ async fn the_snapshot_names_the_command_a_job_waits_for(rig: Rig) {
 }
 
 async fn a_widened_mask_lets_the_waiting_pass_at_once(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let (widen, widened) = oneshot::channel::<()>();
     let (end, ended) = oneshot::channel::<()>();
     let deadline = Instant::now() + 20 * SECOND;
@@ -207,11 +187,7 @@ async fn a_widened_mask_lets_the_waiting_pass_at_once(rig: Rig) {
 }
 
 async fn operations_of_ones_own_are_written_like_the_drivers(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let deadline = Instant::now() + 10 * SECOND;
     let version = domain.run("version", JobKind::Query, deadline, |mut op| async move {
         let version = op.monitor()?.execute(command::QueryVersion).await?;

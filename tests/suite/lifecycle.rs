@@ -154,11 +154,7 @@ async fn a_program_runs_in_the_guest_and_its_output_comes_back(rig: Rig) {
 }
 
 async fn shutdown_of_the_driver_leaves_the_guest_running(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let pid = domain.observed().pid.expect("it has a process");
     rig.driver
         .shutdown(Instant::now() + 5 * SECOND)
@@ -176,11 +172,7 @@ async fn shutdown_of_the_driver_leaves_the_guest_running(rig: Rig) {
 }
 
 async fn events_come_in_order_with_numbers_and_can_be_read_again(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let mut follow = domain.subscribe();
     domain.pause().await.expect("it pauses");
     domain.resume().await.expect("it resumes");

@@ -5,6 +5,7 @@
 
 mod authority;
 mod between;
+mod guests;
 mod harness;
 mod rig;
 mod storage;

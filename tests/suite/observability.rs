@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use driver::{MonitorLink, Notice, StartOptions, What};
+use driver::{MonitorLink, Notice, What};
 use job_core::JobKind;
 use serde_json::json;
 use tokio::time::{Instant, timeout};
@@ -14,8 +14,9 @@ use tracing::span::{Attributes, Id};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::guests::signal;
 use crate::harness::tests;
-use crate::rig::{Rig, Signal, kill};
+use crate::rig::{Rig, Signal};
 
 tests! {
     what_was_done_is_counted_by_how_it_ended,
@@ -27,8 +28,7 @@ tests! {
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn what_was_done_is_counted_by_how_it_ended(rig: Rig) {
-    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
-    let web = web.await.expect("it starts");
+    let web = rig.started(rig.empty("web")).await;
     let before = rig.driver.metrics();
     web.pause().await.expect("it pauses");
     web.query_status().await.expect("it answers");
@@ -82,8 +82,7 @@ async fn what_was_done_is_counted_by_how_it_ended(rig: Rig) {
 }
 
 async fn a_reader_that_missed_a_flood_still_finds_what_was_told_once(rig: Rig) {
-    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
-    let web = web.await.expect("it starts");
+    let web = rig.started(rig.empty("web")).await;
     let (mut slow, mut slow_of_all) = (web.subscribe(), rig.driver.subscribe());
     for round in 0..150 {
         web.resume().await.expect("it runs");
@@ -116,11 +115,9 @@ fn is_reset(what: &What) -> bool {
 }
 
 async fn a_qemu_that_is_silent_is_counted_explained_and_its_late_answer_as_well(rig: Rig) {
-    let web = rig.driver.start(rig.empty("web"), StartOptions::default());
-    let web = web.await.expect("it starts");
+    let web = rig.started(rig.empty("web")).await;
     assert_eq!(web.explain().monitor, Some(MonitorLink::Answers));
-    let pid = web.observed().pid.expect("it runs");
-    kill(pid, Signal::STOP);
+    signal(&web, Signal::STOP);
     let before = rig.driver.metrics();
     let asked = web.query_status().deadline(SECOND / 4).await;
     asked.expect_err("it is stopped");
@@ -140,7 +137,7 @@ async fn a_qemu_that_is_silent_is_counted_explained_and_its_late_answer_as_well(
         1
     );
     assert_eq!(web.counts().silences, 1);
-    kill(pid, Signal::CONT);
+    signal(&web, Signal::CONT);
     let well = |seen: &driver::Observed| seen.health == monitor_qmp::Health::Ok;
     web.wait_for(well, deadline)
         .await
@@ -191,10 +188,7 @@ async fn every_operation_and_command_has_a_span_with_the_fixed_fields(rig: Rig) 
     let subscriber = tracing_subscriber::registry().with(spans.clone());
     // For all threads: operations run on tasks of their own.
     tracing::subscriber::set_global_default(subscriber).expect("no other test does");
-    let web = rig
-        .driver
-        .start(rig.empty("spanned"), StartOptions::default());
-    let web = web.await.expect("it starts");
+    let web = rig.started(rig.empty("spanned")).await;
     web.pause().await.expect("it pauses");
     web.destroy().await.expect("it ends");
     let spans = spans.0.lock().expect("nobody panics with it");

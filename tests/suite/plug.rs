@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use agent_qga::Limits;
 use driver::{
     Disk, DiskFormat, Domain, ErrorKind, Guest, Mac, Network, NetworkBackend, Notice, SaveOptions,
     Scope, StartOptions, Subscription, What,
@@ -21,6 +20,7 @@ use tokio::net::{UnixStream, unix::OwnedWriteHalf};
 use tokio::runtime::Builder;
 use tokio::time::{Instant, timeout};
 
+use crate::guests::{shell, up};
 use crate::harness::tests;
 use crate::rig::{Env, Rig};
 
@@ -43,22 +43,6 @@ pub(crate) fn image(rig: &Rig, name: &str, bytes: u64) -> PathBuf {
     let file = File::create_new(&path).expect("it is new");
     file.set_len(bytes).expect("a file has room");
     path
-}
-
-/// What a command of the guest's shell says.
-pub(crate) async fn shell(domain: &Domain, script: &str) -> String {
-    let arguments = vec!["-c".to_owned(), script.to_owned()];
-    let ran = domain.exec("/bin/sh", arguments, Limits::default());
-    let output = ran.deadline(30 * SECOND).await.expect("the agent answers");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-pub(crate) async fn booted(rig: &Rig, guest: Guest) -> Domain {
-    let started = rig.driver.start(guest, StartOptions::default()).await;
-    let domain = started.expect("it starts");
-    let ready = domain.wait_agent().deadline(90 * SECOND).await;
-    ready.expect("it boots");
-    domain
 }
 
 async fn a_guest_finds_its_disks_and_cards_where_they_were_put(rig: Rig) {
@@ -85,7 +69,7 @@ async fn a_guest_finds_its_disks_and_cards_where_they_were_put(rig: Rig) {
             }],
             ..rig.guest(machine)
         };
-        let domain = booted(&rig, guest).await;
+        let domain = rig.booted(guest).await;
         let sizes = shell(&domain, "cat /sys/block/vd?/size /sys/block/vd?/ro").await;
         assert_eq!(sizes, "6144\n10240\n0\n1", "{machine}");
         let address = shell(&domain, "cat /sys/class/net/eth0/address").await;
@@ -161,7 +145,7 @@ async fn a_disk_and_a_card_come_and_go_while_the_guest_looks(rig: Rig) {
             machine: machine.into(),
             ..rig.guest(machine)
         };
-        let domain = booted(&rig, guest).await;
+        let domain = rig.booted(guest).await;
         let mut events = domain.subscribe();
         let path = image(&rig, &format!("{machine}-data"), 4 * MIB);
         let disk = Disk::new("data", &path, DiskFormat::Raw);
@@ -273,7 +257,7 @@ async fn a_plug_that_is_refused_leaves_nothing_behind(rig: Rig) {
 async fn a_guest_that_does_not_let_go_is_waited_for_without_a_job_and_cleaned_up_when_it_does(
     rig: Rig,
 ) {
-    let domain = booted(&rig, rig.guest("web")).await;
+    let domain = rig.booted(rig.guest("web")).await;
     let disk = Disk::new("data", image(&rig, "data", MIB), DiskFormat::Raw);
     domain
         .plug_disk(disk, Scope::Live)
@@ -356,7 +340,7 @@ pub(crate) async fn until_told(
 }
 
 async fn a_part_that_went_while_no_driver_was_there_is_cleaned_up_by_the_next(rig: Rig) {
-    let domain = booted(&rig, rig.guest("web")).await;
+    let domain = rig.booted(rig.guest("web")).await;
     let disk = Disk::new("data", image(&rig, "data", MIB), DiskFormat::Raw);
     domain
         .plug_disk(disk, Scope::Live)
@@ -396,12 +380,7 @@ async fn what_was_plugged_in_is_saved_and_restored_and_defined_on_request(rig: R
         .define(rig.guest("web"))
         .await
         .expect("it is free");
-    domain.start().await.expect("it starts");
-    domain
-        .wait_agent()
-        .deadline(90 * SECOND)
-        .await
-        .expect("it boots");
+    up(&domain).await;
     let disk = |name: &str| Disk::new(name, image(&rig, name, MIB), DiskFormat::Raw);
     domain
         .plug_disk(disk("gone"), Scope::Live)
@@ -494,7 +473,7 @@ async fn talk(rig: Rig) {
         networks: vec![Network::new("first", tap("vmw-a"))],
         ..rig.guest("web")
     };
-    let domain = booted(&rig, guest).await;
+    let domain = rig.booted(guest).await;
     let ping = |card: u8| {
         format!(
             "ifconfig eth{card} 10.0.{net}.2 up; ping -c 1 -w 10 10.0.{net}.1 >/dev/null && echo heard",

@@ -43,8 +43,7 @@ async fn recovered(rig: &Rig) -> Vec<Recovered> {
 }
 
 async fn started(rig: &Rig, name: &str) -> Domain {
-    let started = rig.driver.start(rig.empty(name), StartOptions::default());
-    started.await.expect("it starts")
+    rig.started(rig.empty(name)).await
 }
 
 fn record(rig: &Rig, domain: &Domain) -> PathBuf {

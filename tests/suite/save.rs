@@ -3,10 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
-use driver::{Domain, ErrorKind, Run, SaveOptions, StartOptions};
+use driver::{Domain, ErrorKind, SaveOptions, StartOptions};
 use job_core::JobKind;
 use tokio::time::Instant;
 
+use crate::guests::is_off;
 use crate::harness::tests;
 use crate::rig::{Rig, boot};
 
@@ -33,13 +34,7 @@ async fn a_saved_guest_goes_on_at_the_next_tick_when_restored(rig: Rig) {
         saved.bytes,
         fs::metadata(&path).expect("it is there").len() - 16384
     );
-    domain
-        .wait_for(
-            |observed| observed.run == Run::Off,
-            Instant::now() + 5 * SECOND,
-        )
-        .await
-        .expect("off");
+    is_off(&domain).await;
 
     let restored = rig.driver.restore(&path).await.expect("it comes back");
     assert_eq!(restored.uuid(), domain.uuid());
@@ -82,11 +77,7 @@ async fn a_file_is_restored_once(rig: Rig) {
 }
 
 async fn a_save_into_a_missing_folder_leaves_the_guest_running(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let error = domain
         .save("/no/such/folder/web.save", SaveOptions::default())
         .await
@@ -100,23 +91,13 @@ async fn a_save_into_a_missing_folder_leaves_the_guest_running(rig: Rig) {
 }
 
 async fn a_damaged_save_is_refused_and_nothing_is_left(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
+    let domain = rig.started(rig.empty("web")).await;
     let path = rig.dir.path().join("web.save");
     domain
         .save(&path, SaveOptions::default())
         .await
         .expect("it is saved");
-    domain
-        .wait_for(
-            |observed| observed.run == Run::Off,
-            Instant::now() + 5 * SECOND,
-        )
-        .await
-        .expect("off");
+    is_off(&domain).await;
     let whole = fs::read(&path).expect("it is there");
     fs::write(&path, &whole[..16384 + 10]).expect("it is cut off");
     let error = rig
@@ -131,13 +112,7 @@ async fn a_damaged_save_is_refused_and_nothing_is_left(rig: Rig) {
         ),
         "{error:#}"
     );
-    domain
-        .wait_for(
-            |observed| observed.run == Run::Off,
-            Instant::now() + 5 * SECOND,
-        )
-        .await
-        .expect("off");
+    is_off(&domain).await;
     // Nothing ran from it: it may be tried again once it is whole.
     fs::write(&path, &whole).expect("it is whole again");
     rig.driver.restore(&path).await.expect("it comes back");

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use driver::{ErrorKind, Run, StartOptions};
+use driver::{ErrorKind, Run};
 use monitor_qmp::Health;
 use tokio::time::Instant;
 
+use crate::guests::signal;
 use crate::harness::tests;
-use crate::rig::{Rig, Signal, boot, kill};
+use crate::rig::{Rig, Signal, boot};
 
 tests! {
     calls_to_a_stopped_qemu_end_by_their_deadlines_and_others_go_on,
@@ -20,20 +21,9 @@ tests! {
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn calls_to_a_stopped_qemu_end_by_their_deadlines_and_others_go_on(rig: Rig) {
-    let stopped = rig
-        .driver
-        .start(rig.empty("stopped"), StartOptions::default())
-        .await
-        .expect("it starts");
-    let other = rig
-        .driver
-        .start(rig.empty("other"), StartOptions::default())
-        .await
-        .expect("it starts");
-    kill(
-        stopped.observed().pid.expect("it has a process"),
-        Signal::STOP,
-    );
+    let stopped = rig.started(rig.empty("stopped")).await;
+    let other = rig.started(rig.empty("other")).await;
+    signal(&stopped, Signal::STOP);
     let began = Instant::now();
     let asking = stopped.query_status().deadline(SECOND);
     let others = async {
@@ -53,20 +43,12 @@ async fn calls_to_a_stopped_qemu_end_by_their_deadlines_and_others_go_on(rig: Ri
         others < SECOND,
         "a hundred calls to the other ended before the deadline of the silent one: {others:?}"
     );
-    kill(
-        stopped.observed().pid.expect("it has a process"),
-        Signal::CONT,
-    );
+    signal(&stopped, Signal::CONT);
 }
 
 async fn a_stopped_qemu_is_called_unresponsive_and_recovers(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
-    let pid = domain.observed().pid.expect("it has a process");
-    kill(pid, Signal::STOP);
+    let domain = rig.started(rig.empty("web")).await;
+    signal(&domain, Signal::STOP);
     domain
         .query_status()
         .deadline(SECOND / 5)
@@ -81,7 +63,7 @@ async fn a_stopped_qemu_is_called_unresponsive_and_recovers(rig: Rig) {
     told.expect("it is told from busy");
     let error = domain.query_status().await.expect_err("refused at once");
     assert_eq!(error.kind(), ErrorKind::Unresponsive, "{error:#}");
-    kill(pid, Signal::CONT);
+    signal(&domain, Signal::CONT);
     let told = domain
         .wait_for(
             |observed| observed.health == Health::Ok,
@@ -93,15 +75,8 @@ async fn a_stopped_qemu_is_called_unresponsive_and_recovers(rig: Rig) {
 }
 
 async fn a_stopped_qemu_is_destroyed_within_its_bound(rig: Rig) {
-    let domain = rig
-        .driver
-        .start(rig.empty("web"), StartOptions::default())
-        .await
-        .expect("it starts");
-    kill(
-        domain.observed().pid.expect("it has a process"),
-        Signal::STOP,
-    );
+    let domain = rig.started(rig.empty("web")).await;
+    signal(&domain, Signal::STOP);
     domain
         .destroy()
         .deadline(10 * SECOND)

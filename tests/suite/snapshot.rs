@@ -7,9 +7,10 @@ use agent_qga::ThawedBy;
 use driver::{DiskFormat, Domain, ErrorKind, FreezeOptions, SnapshotOptions};
 
 use crate::freeze::write_on;
+use crate::guests::{shell, up};
 use crate::harness::tests;
 use crate::rig::Rig;
-use crate::storage::{SECOND, booted, check, counts_on, files, phase, shell, text, up};
+use crate::storage::{SECOND, booted, check, counts_on, files, phase, text};
 
 tests! {
     overlays_go_on_all_disks_of_a_frozen_guest_and_what_is_behind_them_stays,

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_qga::Limits;
-use driver::{Became, Disk, DiskFormat, Domain, Guest, Notice, StartOptions, Subscription, What};
+use driver::{Became, Disk, DiskFormat, Domain, Guest, Notice, Subscription, What};
 use tokio::time::timeout;
 
+use crate::guests::up;
 use crate::rig::{Rig, ext4};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
@@ -41,27 +41,8 @@ pub(crate) async fn booted(rig: &Rig, second: DiskFormat) -> Domain {
     web
 }
 
-/// Starts the guest and waits for its agent.
-pub(crate) async fn up(web: &Domain) {
-    web.start_with(StartOptions::default())
-        .await
-        .expect("it starts");
-    web.wait_agent()
-        .deadline(90 * SECOND)
-        .await
-        .expect("it boots");
-}
-
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("our own paths are text")
-}
-
-/// What a command of the guest's shell says.
-pub(crate) async fn shell(web: &Domain, script: &str) -> String {
-    let arguments = vec!["-c".to_owned(), script.to_owned()];
-    let ran = web.exec("/bin/sh", arguments, Limits::default()).await;
-    let output = ran.expect("the agent answers");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// Whether the guest counts on, with no number twice and none left out.

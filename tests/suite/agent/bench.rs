@@ -8,7 +8,7 @@ use agent_qga::{
     Agent, FileLeases, FreezeLease, FreezePlan, FreezeState, FsfreezeStatus, GetFsinfo,
     GetHostName, Options, Ping, Qga, QgaExt as _, SyncDelimited, freeze,
 };
-use driver::{AgentChannel, Disk, DiskFormat, Domain, Guest, StartOptions};
+use driver::{AgentChannel, Disk, DiskFormat, Domain, Guest};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -53,11 +53,7 @@ impl Bench {
             disks: vec![Disk::new("data", ext4(rig.dir.path()), DiskFormat::Raw)],
             ..rig.guest("web")
         };
-        let domain = rig
-            .driver
-            .start(guest, StartOptions::default())
-            .await
-            .expect("it starts");
+        let domain = rig.started(guest).await;
         let bench = Self {
             domain,
             socket,

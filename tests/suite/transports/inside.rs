@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use agent_qga::{Agent, Options, QgaExt as _};
-use driver::{AgentChannel, Disk, DiskFormat, Domain, Guest, StartOptions};
+use driver::{AgentChannel, Disk, DiskFormat, Domain, Guest};
 
 use super::parts::{SECOND, run, script, soon, transports};
 use crate::rig::Rig;
@@ -29,8 +29,7 @@ impl Inside {
             disks: kit.map(disk).into_iter().collect(),
             ..rig.guest("inside")
         };
-        let domain = rig.driver.start(guest, StartOptions::default()).await;
-        let domain = domain.expect("it starts");
+        let domain = rig.started(guest).await;
         let (transports, target) = (transports(rig), format!("unix:{socket}"));
         let dialed = transports.dial(&target, soon()).await;
         let agent = Agent::new(dialed.expect("QEMU listens"), Options::default());
