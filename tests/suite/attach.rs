@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use driver::{Attach, Became, ErrorKind, Run, SaveOptions, StartOptions};
+use driver::{Attach, Became, Domain, ErrorKind, Run, SaveOptions, StartOptions};
 use job_core::{AgentKind, JobKind};
 use serde_json::json;
 use tokio::time::Instant;
@@ -24,13 +24,14 @@ tests! {
 
 const SECOND: Duration = Duration::from_secs(1);
 
+async fn attached(rig: &Rig, foreign: &Foreign) -> Domain {
+    let attached = rig.driver.attach(foreign.target()).await;
+    attached.expect("it is taken in")
+}
+
 async fn a_foreign_qemu_is_queried_paused_and_destroyed(rig: Rig) {
     let mut foreign = Foreign::start(&rig).await;
-    let domain = rig
-        .driver
-        .attach(foreign.target())
-        .await
-        .expect("it is taken in");
+    let domain = attached(&rig, &foreign).await;
     assert_eq!(domain.name(), "foreign");
     assert_eq!(
         domain.observed().pid,
@@ -47,22 +48,14 @@ async fn a_foreign_qemu_is_queried_paused_and_destroyed(rig: Rig) {
 
 async fn the_death_of_a_foreign_qemu_is_noticed(rig: Rig) {
     let mut foreign = Foreign::start(&rig).await;
-    let domain = rig
-        .driver
-        .attach(foreign.target())
-        .await
-        .expect("it is taken in");
+    let domain = attached(&rig, &foreign).await;
     foreign.child.kill().expect("it can be killed");
     is_off(&domain).await;
 }
 
 async fn an_attached_guest_that_is_gone_cannot_be_started(rig: Rig) {
     let foreign = Foreign::start(&rig).await;
-    let domain = rig
-        .driver
-        .attach(foreign.target())
-        .await
-        .expect("it is taken in");
+    let domain = attached(&rig, &foreign).await;
     domain.destroy().await.expect("it ends");
     let error = domain.start().await.expect_err("nobody knows how");
     assert_eq!(error.kind(), ErrorKind::State, "{error:#}");
@@ -77,11 +70,7 @@ async fn an_attached_guest_that_is_gone_cannot_be_started(rig: Rig) {
 async fn letting_an_attached_guest_go_frees_its_monitor(rig: Rig) {
     let foreign = Foreign::start(&rig).await;
     let first = Rig::new(&rig.env);
-    let domain = first
-        .driver
-        .attach(foreign.target())
-        .await
-        .expect("it is taken in");
+    let domain = attached(&first, &foreign).await;
     let taken = rig
         .driver
         .attach(foreign.target())

@@ -17,7 +17,7 @@ use crate::guests::shell;
 use crate::harness::tests;
 use crate::recovery::{back, cut};
 use crate::rig::{Rig, jobs_until};
-use crate::storage::{SECOND, became, booted, check, counts_on, files, phase, text};
+use crate::storage::{SECOND, became, booted, check, counts_on, files, phase, same, text};
 
 tests! {
     a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled,
@@ -96,12 +96,8 @@ async fn a_chain_of_backups_is_the_disk_although_one_of_them_was_cancelled(rig: 
         .await
         .expect("it is copied");
     web.destroy().await.expect("it ends");
-    check(&rig, &next.path);
     let disk = rig.dir.path().join("root.qcow2");
-    let same = rig
-        .env
-        .qemu_img(&["compare", "-q", text(&next.path), text(&disk)]);
-    same.expect("the chain is the disk");
+    same(&rig, &next.path, &disk);
     let info = rig
         .env
         .qemu_img(&["info", "--output=json", text(&next.path)]);
@@ -181,10 +177,7 @@ async fn a_backup_whose_connection_is_lost_goes_on_under_the_next(rig: Rig) {
         .expect("the chain goes on");
     web.destroy().await.expect("it ends");
     let disk = rig.dir.path().join("root.qcow2");
-    let same = rig
-        .env
-        .qemu_img(&["compare", "-q", text(&next.path), text(&disk)]);
-    same.expect("the chain is the disk");
+    same(&rig, &next.path, &disk);
 }
 
 async fn a_mirror_that_comes_while_a_backup_is_planned_is_refused_by_its_name(rig: Rig) {

@@ -17,7 +17,7 @@ use crate::guests::signal;
 use crate::harness::tests;
 use crate::plug::ask;
 use crate::rig::{Rig, Signal};
-use crate::storage::{SECOND, check, files, phase, text};
+use crate::storage::{SECOND, files, phase, same, text};
 
 tests! {
     a_bitmap_is_trusted_for_the_copy_it_began_with_if_it_was_put_away_in_good_order,
@@ -97,13 +97,6 @@ async fn refused(rig: &Rig, web: &Domain, behind: Option<&Path>, why: &str) {
         assert!(error.to_string().contains(part), "{error}");
     }
     assert_eq!(files(rig), before);
-}
-
-/// The copy, with what is behind it, is the disk. The guest is off.
-fn same(rig: &Rig, copy: &Path, disk: &Path) {
-    check(rig, copy);
-    let words = ["compare", "-q", text(copy), text(disk)];
-    rig.env.qemu_img(&words).expect("the chain is the disk");
 }
 
 const NO_BITMAP: &str = "does not tell what changed since the copy behind";

@@ -99,6 +99,13 @@ pub(crate) fn check(rig: &Rig, path: &Path) {
         .expect("it is sound");
 }
 
+/// The copy, with what is behind it, is the disk. The guest is off.
+pub(crate) fn same(rig: &Rig, copy: &Path, disk: &Path) {
+    check(rig, copy);
+    let words = ["compare", "-q", text(copy), text(disk)];
+    rig.env.qemu_img(&words).expect("the chain is the disk");
+}
+
 /// The files of the rig's directory.
 pub(crate) fn files(rig: &Rig) -> Vec<PathBuf> {
     let entries = fs::read_dir(rig.dir.path()).expect("it is there");
