@@ -10,7 +10,8 @@ use std::{
 use async_trait::async_trait;
 use remote_migrate::{
     Begun, Control, Cookie, CopyState, Destination, DestinationHost, Guest, HostError, Load,
-    MemoryJournal, Meter, Plan, Prepared, RunState, SourceHost, StartError, Step, Transfer,
+    MemoryJournal, Meter, Plan, Prepared, RunState, SourceHost, StartError, Step, Stopped,
+    Transfer,
     source::Outcome,
     verdict::GuestState,
     wire::{AllowList, Link, Options, PeerIdentity, UnixDial, WirePeer, serve_connection},
@@ -32,18 +33,18 @@ impl SourceHost for Here {
         Ok(Begun { cookie, run })
     }
 
-    async fn perform(&self, _: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError> {
+    async fn perform(&self, _: Step, to: &Prepared, meter: &Meter) -> Result<Stopped, HostError> {
         println!("here:  memory goes to {}", to.connect);
-        for sent in (0..=100).step_by(20) {
-            let remaining = 100 - sent;
-            meter.report(Transfer {
-                sent,
-                remaining,
-                total: 100,
-                ..Transfer::default()
-            });
+        for sent in (0..100).step_by(20) {
+            meter.report(sent_of_100(sent));
             sleep(Duration::from_millis(20)).await;
         }
+        Ok(Stopped::ByHost)
+    }
+
+    async fn complete(&self, _: Step, meter: &Meter) -> Result<(), HostError> {
+        println!("here:  the last of it goes");
+        meter.report(sent_of_100(100));
         Ok(())
     }
 
@@ -54,6 +55,15 @@ impl SourceHost for Here {
 
     async fn inspect(&self, _: Step) -> Result<GuestState, HostError> {
         Ok(GuestState::Stopped)
+    }
+}
+
+fn sent_of_100(sent: u64) -> Transfer {
+    Transfer {
+        sent,
+        remaining: 100 - sent,
+        total: 100,
+        ..Transfer::default()
     }
 }
 

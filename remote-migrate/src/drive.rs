@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::{
     control::{Control, Progress},
     error::{Error, ErrorKind},
-    host::{SourceHost, Step},
+    host::{HostError, SourceHost, Step},
     journal::{Journal, Record, SourceRecord, SourceStage},
     message::{Answer, Call, Downtime, Prepared, Reply, Request, Underway},
     peer::{self, Effect, Peer, PeerError},
@@ -367,16 +367,23 @@ impl<'a> Drive<'a> {
                 let host = self.host;
                 let step = self.step(self.limits.perform);
                 let meter = control.meter();
-                let telling = tell(control, self.peer, &self.machine);
+                let moving = self.told(step, host.perform(step, &to, &meter));
                 tokio::select! {
                     biased;
                     () = cancelled => return None,
-                    done = on_time(step.deadline, host.perform(step, &to, &meter)) => match done {
-                        Ok(()) => In::Performed,
+                    done = moving => match done {
+                        Ok(stopped) => In::Performed(stopped),
                         Err(cause) => self.host_failed(cause, In::PerformFailed),
                     },
-                    never = telling => match never {},
                     () = control.post_copy_wanted() => In::Switch,
+                }
+            }
+            SourceAction::Complete => {
+                let (host, step) = (self.host, self.step(self.limits.perform));
+                let meter = control.meter();
+                match self.told(step, host.complete(step, &meter)).await {
+                    Ok(()) => In::Completed,
+                    Err(cause) => self.host_failed(cause, In::CompleteFailed),
                 }
             }
             SourceAction::Switch(to) => {
@@ -412,16 +419,24 @@ impl<'a> Drive<'a> {
 
     async fn drain(&mut self, to: Option<&Prepared>) -> SourceInput {
         let step = self.step(self.limits.perform);
-        let meter = self.control.meter();
-        let host = self.host;
-        let telling = tell(self.control, self.peer, &self.machine);
-        let drained = tokio::select! {
-            drained = on_time(step.deadline, host.drain(step, to, &meter)) => drained,
-            never = telling => match never {},
-        };
-        match drained {
+        let (host, meter) = (self.host, self.control.meter());
+        match self.told(step, host.drain(step, to, &meter)).await {
             Ok(()) => SourceInput::Drained,
             Err(cause) => self.host_failed(cause, SourceInput::DrainFailed),
+        }
+    }
+
+    /// Waits for a step that moves memory, and tells the other side meanwhile how it does.
+    async fn told<T>(
+        &self,
+        step: Step,
+        moving: impl Future<Output = Result<T, HostError>>,
+    ) -> Result<T, Cause> {
+        let telling = tell(self.control, self.peer, &self.machine);
+        tokio::select! {
+            biased;
+            moved = on_time(step.deadline, moving) => moved,
+            never = telling => match never {},
         }
     }
 

@@ -42,6 +42,17 @@ impl Step {
     }
 }
 
+/// Who has stopped a guest that is about to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "one of the two has")]
+pub enum Stopped {
+    /// Its host, and nobody else lets it run again: neither QEMU nor anybody else but [`SourceHost::confirm`].
+    ByHost,
+    /// QEMU, which lets it run by itself if it takes the migration for failed. If its host goes down before the last of the
+    /// memory is known to be there, nothing proves that it had not run on, and who has it takes an operator's word.
+    ByHypervisor,
+}
+
 /// What the source's host says of its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Begun {
@@ -65,10 +76,10 @@ pub trait SourceHost: Send + Sync {
     /// May be dropped at any time; `confirm(Kept)` follows.
     async fn begin(&self, step: Step) -> Result<Begun, HostError>;
 
-    /// Moves the guest's memory and stops the guest at the end.
+    /// Moves the guest's memory until the guest is stopped, and holds back the last of it.
     ///
-    /// `Ok` means: QEMU says that all was sent and acknowledged, the guest is stopped, and neither
-    /// QEMU nor anybody else lets it run again but through `confirm`.
+    /// `Ok` means: the guest is stopped, by whom [`Stopped`] says, and the last of the memory waits for
+    /// [`complete`](Self::complete).
     ///
     /// # Errors
     ///
@@ -77,10 +88,29 @@ pub trait SourceHost: Send + Sync {
     /// # Cancel safety
     ///
     /// May be dropped at any time, as cancel does; QEMU may go on sending until `confirm(Kept)` ends it.
-    async fn perform(&self, step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError>;
+    async fn perform(&self, step: Step, to: &Prepared, meter: &Meter)
+    -> Result<Stopped, HostError>;
+
+    /// Lets the last of the memory go. Of a guest that was stopped by its host it is called once the journal says that the
+    /// guest may be offered, and again by a daemon that finds it waiting so.
+    ///
+    /// `Ok` means: QEMU says that all was sent and acknowledged, the guest is stopped, and neither QEMU nor anybody else
+    /// lets it run again but through `confirm`.
+    ///
+    /// # Errors
+    ///
+    /// The memory did not arrive, or not for certain. A guest that was stopped by its host is stopped still.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at its deadline alone; QEMU may go on sending until `confirm(Kept)` ends it.
+    async fn complete(&self, step: Step, meter: &Meter) -> Result<(), HostError>;
 
     /// Turns a migration under way to post-copy: `Ok` means that the guest is stopped here for good and the
     /// destination has all it needs to start it; the rest of the memory follows while it runs there.
+    ///
+    /// The guest is stopped by its host before the destination can have enough of it: a copy that is complete is known as
+    /// the guest as it was last, also if this host goes down.
     ///
     /// Called in place of a `perform` that was dropped, after the journal says so; if that one did not come
     /// to begin it, this one does. If all has moved meanwhile, that is as good.
@@ -129,7 +159,7 @@ pub trait SourceHost: Send + Sync {
     /// May be dropped at any time; it is called again.
     async fn confirm(&self, step: Step, outcome: Outcome) -> Result<(), HostError>;
 
-    /// Looks at the guest, as it is now. One that QEMU will never let run again is `Gone(Ran::Never)`.
+    /// Looks at the guest, as it is now.
     ///
     /// # Errors
     ///

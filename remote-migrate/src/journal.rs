@@ -4,7 +4,7 @@
 //!
 //! | side | stage | is on disk before |
 //! |---|---|---|
-//! | source | `HandingOver` | `Finish` is sent: from here on the source may not resume by itself |
+//! | source | `HandingOver` | the last of the memory goes, and `Finish` is sent: from here on the source may not resume by itself |
 //! | source | `Switching` | post-copy begins: from here on a guest that is stopped is not resumed |
 //! | source | `HandingOverHalf` | as `HandingOver`, after `Switching` |
 //! | source | `Kept` | the guest is resumed |
@@ -134,12 +134,13 @@ pub enum SourceStage {
     Begin,
     /// The destination may have been asked to prepare.
     Prepare,
-    /// Memory is moving, or has moved; the source owns the guest.
+    /// Memory is moving, or all but the last of it has moved; the source owns the guest.
     Perform,
     /// Post-copy may have begun: the guest is stopped then, and its memory is in two halves. It was not
     /// offered yet.
     Switching,
-    /// `Finish` may have been sent: the destination may own the guest. Earlier versions wrote this after `Switching`, too.
+    /// The guest is stopped, and all of its memory may have moved. `Finish` may have been sent: the destination may own the
+    /// guest. Earlier versions wrote this after `Switching`, too.
     HandingOver,
     /// The same after `Switching`: it may need memory that is here still.
     HandingOverHalf,

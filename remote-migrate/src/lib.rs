@@ -81,7 +81,7 @@
 //! use remote_migrate::{
 //!     source::Outcome, verdict::GuestState, Begun, Control, Cookie, CopyState, Destination,
 //!     DestinationHost, Guest, HostError, InProcess, Load, MemoryJournal, Meter, Owner, Plan, Prepared,
-//!     Ran, RunState, SourceHost, StartError, Step,
+//!     Ran, RunState, SourceHost, StartError, Step, Stopped,
 //! };
 //!
 //! struct Here;
@@ -91,8 +91,11 @@
 //!     async fn begin(&self, _: Step) -> Result<Begun, HostError> {
 //!         Ok(Begun { cookie: Cookie::new("2 vcpus").map_err(HostError::new)?, run: RunState::Running })
 //!     }
-//!     async fn perform(&self, _: Step, to: &Prepared, _: &Meter) -> Result<(), HostError> {
-//!         println!("sending memory to {}", to.connect);
+//!     async fn perform(&self, _: Step, to: &Prepared, _: &Meter) -> Result<Stopped, HostError> {
+//!         println!("sending memory to {}, all but the last of it", to.connect);
+//!         Ok(Stopped::ByHost)
+//!     }
+//!     async fn complete(&self, _: Step, _: &Meter) -> Result<(), HostError> {
 //!         Ok(())
 //!     }
 //!     async fn confirm(&self, _: Step, outcome: Outcome) -> Result<(), HostError> {
@@ -200,7 +203,7 @@ pub mod wire;
 pub use control::{Control, Echo, Meter, Progress, Transfer};
 pub use drive::{migrate, recover, resolve};
 pub use error::{Blame, Error, ErrorKind};
-pub use host::{Begun, DestinationHost, HostError, Load, SourceHost, StartError, Step};
+pub use host::{Begun, DestinationHost, HostError, Load, SourceHost, StartError, Step, Stopped};
 pub use journal::{
     DestinationRecord, DestinationStage, Journal, JournalError, MemoryJournal, Record,
     SourceRecord, SourceStage,

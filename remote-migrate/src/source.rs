@@ -8,7 +8,7 @@
 //!  Record(Begin) → Begin → Record(Prepare) → Ask(Prepare) → Record(Perform) → Perform
 //!       │ any failure, or cancel                                                 │
 //!       ▼                                                                        ▼
-//!  Inspect → verdict ◄──────── no answer ── Ask(Finish) ◄──────────── Record(HandingOver)
+//!  Inspect → verdict ◄── no answer ── Ask(Finish) ◄── Complete ◄───── Record(HandingOver)
 //!       │                                        │                     the point of return
 //!       ▼                                        ▼
 //!  Record(Kept) → Confirm(Kept)            Record(Released) → Confirm(Released)
@@ -23,8 +23,12 @@
 //!                                            └── started ──► Record(Released), as above
 //! ```
 //!
+//! Where QEMU has stopped the guest itself, and not its host, `Complete` comes before `Record(HandingOver)`.
+//!
 //! Invariants, each held by `tests/walk.rs`:
-//! 1. `Finish` is asked only while the journal says `HandingOver` or `HandingOverHalf`.
+//! 1. `Finish` is asked only while the journal says `HandingOver` or `HandingOverHalf`. So is the last of the memory let go
+//!    of a guest that its host has stopped: a copy that is complete is known as the guest as it was last, also if this host
+//!    goes down.
 //! 2. After that the guest is resumed only when the destination has said that it never will own it,
 //!    and its copy is ended only when the destination has said that it does. An operator may say either in its place.
 //! 3. Once post-copy may have begun its copy is ended only when the destination, or an operator in its place, has said that
@@ -44,8 +48,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::{
+    host::Stopped,
     journal::{SourceRecord, SourceStage},
-    message::{Call, Fate, Guest, Prepared, Reply, Request, Status},
+    message::{Call, CopyState, Fate, Guest, Prepared, Reply, Request, Status},
     phase::{Cookie, Epoch, MigrationId, Owner, Phase, RunState, Side, TooLate},
     verdict::{self, GuestState, Heard, Ruling, SourceVerdict},
 };
@@ -67,6 +72,8 @@ pub struct SourceMachine {
     /// The journal may say `Switching` or `HandingOver` although the record here does not: a write failed. What is written
     /// next ends that.
     doubtful: bool,
+    /// All of the memory is there, by the word of QEMU.
+    is_complete: bool,
     at: At,
 }
 
@@ -82,6 +89,12 @@ enum At {
     AskingPrepare,
     Performing(Prepared),
     Switching(Prepared),
+    /// `first`: as below.
+    Completing {
+        first: bool,
+    },
+    /// The same, while the guest was not offered yet.
+    CompletingUnoffered,
     /// `first`: no earlier `Finish` may be on its way, or have arrived.
     AskingFinish {
         first: bool,
@@ -156,6 +169,7 @@ impl SourceMachine {
             is_older: false,
             prepared: None,
             doubtful: false,
+            is_complete: false,
             at,
         }
     }
@@ -195,6 +209,7 @@ impl SourceMachine {
             At::AskingPrepare => self.ask(Call::Prepare(self.guest.clone())),
             At::Performing(to) => SourceAction::Perform(to.clone()),
             At::Switching(to) => SourceAction::Switch(to.clone()),
+            At::Completing { .. } | At::CompletingUnoffered => SourceAction::Complete,
             At::AskingFinish { .. } => self.ask(Call::Finish),
             At::Draining => SourceAction::Drain,
             At::AskingResume => self.ask(Call::Resume),
@@ -234,9 +249,9 @@ impl SourceMachine {
                 self.guest.cookie = cookie;
                 self.advance(SourceStage::Prepare);
             }
-            (At::Beginning, In::BeginFailed) | (At::Performing(_), In::PerformFailed) => {
-                self.look();
-            }
+            (At::Beginning, In::BeginFailed)
+            | (At::Performing(_), In::PerformFailed)
+            | (At::CompletingUnoffered, In::CompleteFailed) => self.look(),
 
             (At::AskingPrepare, In::Answered(Reply::Prepared(prepared))) => {
                 self.prepared = Some(prepared);
@@ -247,13 +262,29 @@ impl SourceMachine {
                 self.record.stage = SourceStage::Begin;
                 self.look();
             }
-            (At::Performing(_), In::Performed) => self.advance(SourceStage::HandingOver),
+            (At::Performing(_), In::Performed(Stopped::ByHost)) => {
+                self.advance(SourceStage::HandingOver);
+            }
+            (At::Performing(_), In::Performed(Stopped::ByHypervisor)) => {
+                self.at = At::CompletingUnoffered;
+            }
+            (At::CompletingUnoffered, In::Completed) => {
+                self.is_complete = true;
+                self.advance(SourceStage::HandingOver);
+            }
             (At::Performing(to), In::Switch) => {
                 self.prepared = Some(to);
                 self.advance(SourceStage::Switching);
             }
             (At::Switching(_), In::Switched) => self.advance(SourceStage::HandingOverHalf),
             (At::Switching(_), In::SwitchFailed) => self.look(),
+
+            (At::Completing { first }, In::Completed) => self.at = At::AskingFinish { first },
+            // What was never offered gave nothing away.
+            (At::Completing { first: true }, In::CompleteFailed) => self.given_back(),
+            (At::Completing { first: false }, In::CompleteFailed) => {
+                self.at = At::AskingFinish { first: false };
+            }
 
             (At::Draining | At::Resuming(_), In::Drained) => self.look(),
             (At::Draining, In::DrainFailed) => self.at = At::AskingResume,
@@ -463,6 +494,7 @@ impl SourceMachine {
             }
             SourceStage::Perform => self.prepared.take().map_or(inspecting, At::Performing),
             SourceStage::Switching => self.prepared.take().map_or(inspecting, At::Switching),
+            SourceStage::HandingOver if !self.is_complete => At::Completing { first: true },
             SourceStage::HandingOver | SourceStage::HandingOverHalf => {
                 At::AskingFinish { first: true }
             }
@@ -503,6 +535,10 @@ impl SourceMachine {
                 ended: false,
             }),
             SourceVerdict::HandOver => match stage {
+                // An earlier life may not have come to let the last of it go.
+                SourceStage::HandingOver if local == GuestState::Stopped && waits(heard) => {
+                    self.at = At::Completing { first: false };
+                }
                 SourceStage::HandingOver | SourceStage::HandingOverHalf => {
                     self.at = At::AskingFinish { first: false };
                 }
@@ -577,4 +613,9 @@ impl SourceMachine {
             ref stage => stage.owner(),
         }
     }
+}
+
+/// Whether the destination has said that it waits for memory.
+fn waits(heard: Heard) -> bool {
+    matches!(heard, Heard::Said(status) if status.copy == Some(CopyState::Incoming))
 }

@@ -21,9 +21,9 @@ pub enum GuestState {
     Running,
     /// QEMU is alive and the guest is stopped because of the migration.
     Stopped,
-    /// QEMU is dead. `Ran` tells whether the guest may have run on after its memory was complete on
-    /// the other side: QEMU resumes a guest by itself when it takes a migration for failed.
-    Gone(Ran),
+    /// QEMU is dead. Whether the guest had run on after its memory was complete on the other side the record says: not, if
+    /// the guest was stopped before the last of it went.
+    Gone,
 }
 
 /// What is known of the other side's view.
@@ -136,7 +136,7 @@ pub fn source(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVer
 }
 
 fn is_gone(local: GuestState) -> bool {
-    matches!(local, GuestState::Gone(_))
+    local == GuestState::Gone
 }
 
 /// An operator speaks in the destination's place.
@@ -175,16 +175,17 @@ fn unoffered(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerd
         // In post-copy QEMU does not let it run again, or on half of its memory: only forward.
         (GuestState::Stopped, _) if *stage == SourceStage::Switching => HandOver,
         (GuestState::Running | GuestState::Stopped, _) => Keep,
-        // The other copy, if complete, is the guest as it was last: let the destination look.
-        (GuestState::Gone(Ran::Never), _) => HandOver,
-        (GuestState::Gone(Ran::Maybe), Heard::NotAsked | Heard::Ruled(_)) => Ask,
-        (GuestState::Gone(Ran::Maybe), Heard::Silence) => InDoubt,
-        (GuestState::Gone(Ran::Maybe), Heard::NoRecord) => Lost { nowhere: true },
-        (GuestState::Gone(Ran::Maybe), Heard::Said(status)) => match status.copy {
+        (GuestState::Gone, Heard::NotAsked | Heard::Ruled(_)) => Ask,
+        (GuestState::Gone, Heard::Silence) => InDoubt,
+        (GuestState::Gone, Heard::NoRecord) => Lost { nowhere: true },
+        (GuestState::Gone, Heard::Said(status)) => match status.copy {
             Some(CopyState::Gone(_)) => Lost { nowhere: true },
             None | Some(CopyState::Switched | CopyState::Partial) => Lost { nowhere: false },
-            // Complete, or still reading what is in flight. It may be older than what ran here
-            // last, so it is neither started nor discarded without a person.
+            // Its host had stopped it before.
+            Some(CopyState::Complete) if *stage == SourceStage::Switching => HandOver,
+            // Complete, or still reading what is in flight: QEMU had stopped the guest itself, and resumes one by itself when
+            // it takes a migration for failed. It may be older than what ran here last, so it is neither started nor
+            // discarded without a person.
             Some(_) => InDoubt,
         },
     }
@@ -306,12 +307,7 @@ mod tests {
     use super::*;
     use crate::phase::{Phase, Side};
 
-    const LOCAL: [GuestState; 4] = [
-        GuestState::Running,
-        GuestState::Stopped,
-        GuestState::Gone(Ran::Never),
-        GuestState::Gone(Ran::Maybe),
-    ];
+    const LOCAL: [GuestState; 3] = [GuestState::Running, GuestState::Stopped, GuestState::Gone];
 
     const OFFERED: [SourceStage; 3] = [
         SourceStage::HandingOver,
@@ -375,7 +371,7 @@ mod tests {
                 for phase in phases {
                     for owner in owners {
                         let verdict = source(stage, local, said(phase, owner));
-                        let gone = matches!(local, GuestState::Gone(_));
+                        let gone = is_gone(local);
                         let certain = phase == Phase::Confirm
                             && (owner == Owner::Destination
                                 || gone && OFFERED.contains(stage) && owner != Owner::Nobody);
@@ -401,7 +397,7 @@ mod tests {
             assert_eq!(verdict(CopyState::Partial), SourceVerdict::Serve);
             assert_eq!(verdict(CopyState::Started), SourceVerdict::Release);
         }
-        let gone = GuestState::Gone(Ran::Never);
+        let gone = GuestState::Gone;
         let verdict = source(&SourceStage::PostCopy, gone, says(CopyState::Partial));
         assert_eq!(verdict, SourceVerdict::Lost { nowhere: false });
     }
@@ -454,7 +450,7 @@ mod tests {
                     assert_ne!(source(stage, local, heard), nowhere, "{stage:?}");
                 }
             }
-            let gone = GuestState::Gone(Ran::Maybe);
+            let gone = GuestState::Gone;
             let fenced = Heard::Ruled(Ruling::PeerFenced);
             assert_eq!(source(stage, gone, fenced), nowhere, "{stage:?}");
         }

@@ -25,7 +25,7 @@ async fn a_guest_moves_and_nothing_is_left_behind() {
 }
 
 /// Where a host can fail, and what must come of it.
-const HOST_FAILURES: [(Fails, Phase, Side, Where); 6] = [
+const HOST_FAILURES: [(Fails, Phase, Side, Where); 7] = [
     (Fails::Begin, Phase::Begin, Side::Source, Where::Source),
     (
         Fails::Prepare,
@@ -34,6 +34,7 @@ const HOST_FAILURES: [(Fails, Phase, Side, Where); 6] = [
         Where::Source,
     ),
     (Fails::Perform, Phase::Perform, Side::Source, Where::Source),
+    (Fails::Complete, Phase::Finish, Side::Source, Where::Source),
     (Fails::Load, Phase::Finish, Side::Destination, Where::Source),
     (
         Fails::StartRefused,

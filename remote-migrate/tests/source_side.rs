@@ -3,7 +3,7 @@
 
 use remote_migrate::{
     Call, Cookie, CopyState, Epoch, Fate, MigrationId, Owner, Phase, Prepared, Ran, Reason, Record,
-    Reply, RunState, Side, SourceRecord, SourceStage, Status,
+    Reply, RunState, Side, SourceRecord, SourceStage, Status, Stopped,
     source::{EndWhy, Outcome, SourceAction, SourceEnd, SourceInput, SourceMachine},
     verdict::{GuestState, Ruling},
 };
@@ -46,8 +46,9 @@ fn good_run() -> Vec<SourceInput> {
         In::Recorded,
         In::Answered(prepared()),
         In::Recorded,
-        In::Performed,
+        In::Performed(Stopped::ByHost),
         In::Recorded,
+        In::Completed,
         In::Answered(Reply::Owned),
         In::Recorded,
         In::Confirmed,
@@ -78,11 +79,11 @@ fn a_guest_that_is_paused_on_its_way_stands_still_wherever_it_ends_up() {
         other => panic!("{other:?}"),
     };
     // Nothing new, nothing said.
-    assert_eq!(offers(&after(7)), (Call::Finish, None));
-    for steps in 5..=7 {
+    assert_eq!(offers(&after(8)), (Call::Finish, None));
+    for steps in 5..=8 {
         let mut moved = after(steps);
         moved.pause();
-        for input in good_run().into_iter().take(7).skip(steps) {
+        for input in good_run().into_iter().take(8).skip(steps) {
             moved.on(input);
         }
         assert_eq!(offers(&moved), (Call::Finish, Some(RunState::Paused)));
@@ -100,7 +101,7 @@ fn a_guest_that_is_paused_on_its_way_stands_still_wherever_it_ends_up() {
 
 #[test]
 fn a_guest_that_is_paused_is_kept_from_a_destination_that_would_let_it_run() {
-    let mut kept = after(7);
+    let mut kept = after(8);
     kept.pause();
     for input in [
         SourceInput::Untold,
@@ -121,7 +122,7 @@ fn a_paused_guest_that_was_offered_once_is_offered_on_in_the_words_that_are_know
         SourceAction::Ask(request) => (request.call, request.run),
         other => panic!("{other:?}"),
     };
-    let mut offered = after(7);
+    let mut offered = after(8);
     offered.pause();
     for input in [
         SourceInput::Silent { sent: true },
@@ -157,7 +158,7 @@ fn the_guest_is_offered_only_after_the_journal_says_so() {
         panic!("not recording")
     };
     assert_eq!(record.stage, SourceStage::HandingOver);
-    assert_eq!(asks(&after(7)), Some(Call::Finish));
+    assert_eq!(asks(&after(8)), Some(Call::Finish));
 }
 
 #[test]
@@ -181,7 +182,7 @@ fn cancel_undoes_up_to_the_point_of_return_and_is_too_late_from_there() {
 
 #[test]
 fn a_lost_finish_answer_neither_resumes_nor_kills() {
-    let mut machine = after(7);
+    let mut machine = after(8);
     machine.on(SourceInput::Silent { sent: true });
     assert_eq!(machine.action(), SourceAction::Pause);
     machine.on(SourceInput::Retry);
@@ -199,7 +200,7 @@ fn a_lost_finish_answer_neither_resumes_nor_kills() {
 
 #[test]
 fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
-    let mut first = after(7);
+    let mut first = after(8);
     first.on(SourceInput::Silent { sent: false });
     first.on(SourceInput::Local(GuestState::Stopped));
     assert_eq!(
@@ -210,7 +211,7 @@ fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
         }
     );
 
-    let mut second = after(7);
+    let mut second = after(8);
     second.on(SourceInput::Answered(Reply::Busy(Reason::new(
         "still loading",
     ))));
@@ -220,8 +221,10 @@ fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
         side: Side::Destination,
         phase: Phase::Perform,
         owner: Owner::Source,
-        copy: None,
+        copy: Some(CopyState::Incoming),
     })));
+    assert_eq!(second.action(), SourceAction::Complete);
+    second.on(SourceInput::CompleteFailed);
     assert_eq!(asks(&second), Some(Call::Finish));
     second.on(SourceInput::Silent { sent: false });
     assert_eq!(second.stage(), &SourceStage::HandingOver);
@@ -229,15 +232,21 @@ fn a_finish_that_never_left_keeps_the_guest_unless_an_earlier_one_may_have() {
 
 #[test]
 fn a_source_that_died_in_the_middle_offers_the_copy_that_may_be_complete() {
-    let mut machine = after(5);
-    machine.on(SourceInput::PerformFailed);
-    machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
-    machine.on(SourceInput::Recorded);
+    let mut machine = after(7);
+    machine.on(SourceInput::CompleteFailed);
+    machine.on(SourceInput::Local(GuestState::Gone));
+    assert_eq!(asks(&machine), Some(Call::Status(Side::Destination)));
+    machine.on(SourceInput::Answered(Reply::Status(Status {
+        copy: Some(CopyState::Complete),
+        side: Side::Destination,
+        phase: Phase::Perform,
+        owner: Owner::Source,
+    })));
     assert_eq!(asks(&machine), Some(Call::Finish));
     machine.on(SourceInput::Answered(Reply::Refused(Reason::new(
         "half a guest",
     ))));
-    machine.on(SourceInput::Local(GuestState::Gone(Ran::Never)));
+    machine.on(SourceInput::Local(GuestState::Gone));
     assert_eq!(
         asks(&machine),
         Some(Call::Status(Side::Destination)),
@@ -317,11 +326,7 @@ fn a_lost_guest_is_started_anew_once_it_is_known_that_nothing_of_it_is_elsewhere
     assert!(text.contains("{\"lost\":{\"tell\":true}}"), "{text}");
     let record: SourceRecord = serde_json::from_str(&text).unwrap();
     let mut machine = SourceMachine::recover(record.clone());
-    for input in [
-        In::Recorded,
-        In::Local(GuestState::Gone(Ran::Maybe)),
-        In::Confirmed,
-    ] {
+    for input in [In::Recorded, In::Local(GuestState::Gone), In::Confirmed] {
         assert!(Record::Source(record.clone()).refuses_start());
         machine.on(input);
     }
@@ -334,7 +339,7 @@ fn a_lost_guest_is_started_anew_once_it_is_known_that_nothing_of_it_is_elsewhere
     machine.on(In::Silent { sent: true });
     let mut ruled = machine.overruled(Ruling::PeerFenced);
     ruled.on(In::Recorded);
-    ruled.on(In::Local(GuestState::Gone(Ran::Maybe)));
+    ruled.on(In::Local(GuestState::Gone));
     assert_eq!(ruled.action(), SourceAction::Confirm(Outcome::Released));
     ruled.on(In::Confirmed);
     let ended = stored(&ruled);
@@ -355,10 +360,10 @@ fn a_lost_guest_is_started_anew_once_it_is_known_that_nothing_of_it_is_elsewhere
 
 #[test]
 fn an_input_that_answers_another_action_changes_nothing() {
-    let mut machine = after(7);
+    let mut machine = after(8);
     let before = machine.clone();
     for input in [
-        SourceInput::Performed,
+        SourceInput::Performed(Stopped::ByHost),
         SourceInput::Retry,
         SourceInput::Forgotten,
         begun(),

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use remote_migrate::{
     Begun, Control, Cookie, CopyState, Destination, DestinationHost, ErrorKind, Guest, HostError,
     Journal, JournalError, Limits, Load, MemoryJournal, Meter, MigrationId, Owner, Plan, Prepared,
-    Ran, Record, RunState, Side, SourceHost, StartError, Step,
+    Ran, Record, RunState, Side, SourceHost, StartError, Step, Stopped,
     source::Outcome,
     verdict::GuestState,
     wire::{AllowList, Link, Options, PeerIdentity, UnixDial, WirePeer, serve_connection},
@@ -160,7 +160,12 @@ impl SourceHost for Here {
         Ok(Begun { cookie, run })
     }
 
-    async fn perform(&self, _: Step, _: &Prepared, _: &Meter) -> Result<(), HostError> {
+    async fn perform(&self, _: Step, _: &Prepared, _: &Meter) -> Result<Stopped, HostError> {
+        Ok(Stopped::ByHost)
+    }
+
+    async fn complete(&self, _: Step, _: &Meter) -> Result<(), HostError> {
+        assert_eq!(self.0.copy(), CopyState::Incoming);
         self.0.set_copy(CopyState::Complete);
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the source's machine asks to be done, and what can come of it. Words only.
 
 use crate::{
+    host::Stopped,
     journal::SourceRecord,
     message::{Prepared, Reply, Request},
     phase::{Cookie, Owner, RunState},
@@ -20,8 +21,11 @@ pub enum SourceAction {
     Begin,
     /// Ask the destination; answer `Answered` or `Silent`.
     Ask(Request),
-    /// Have the host move the memory and stop the guest; answer `Performed` or `PerformFailed`.
+    /// Have the host move the memory, and hold back the last of it once the guest is stopped; answer `Performed` or
+    /// `PerformFailed`.
     Perform(Prepared),
+    /// Have the host let the last of the memory go; answer `Completed` or `CompleteFailed`.
+    Complete,
     /// Have the host turn to post-copy; answer `Switched` or `SwitchFailed`.
     Switch(Prepared),
     /// Have the host send the rest of the memory; answer `Drained` or `DrainFailed`.
@@ -92,8 +96,10 @@ pub enum SourceInput {
     },
     /// No answer, and the request never left: the destination is too old to be told that the guest was paused.
     Untold,
-    Performed,
+    Performed(Stopped),
     PerformFailed,
+    Completed,
+    CompleteFailed,
     /// In place of an outcome of `Perform`: turn to post-copy.
     Switch,
     Switched,

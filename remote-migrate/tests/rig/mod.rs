@@ -13,7 +13,7 @@ use remote_migrate::{
     Answer, Begun, Call, Control, Cookie, CopyState, Destination, DestinationHost, Epoch, Error,
     ErrorKind, Estimate, Guest, HostError, InProcess, Journal, JournalError, Limits, Load,
     MemoryJournal, Meter, MigrationId, Peer, PeerError, Plan, Prepared, Ran, Reason, Record,
-    Report, Request, RunState, Side, SourceHost, Standing, StartError, Step, Transfer,
+    Report, Request, RunState, Side, SourceHost, Standing, StartError, Step, Stopped, Transfer,
     source::Outcome,
     verdict::{GuestState, Ruling},
 };
@@ -30,6 +30,9 @@ pub(crate) enum Fails {
     BeginHangs,
     Perform,
     PerformHangs,
+    /// QEMU stops the guest itself.
+    StopsItself,
+    Complete,
     Confirm,
     Inspect,
     Prepare,
@@ -126,7 +129,12 @@ impl SourceHost for Stage {
         scene.prepares > 0 && scene.fails.contains(&Fails::Paused)
     }
 
-    async fn perform(&self, _step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError> {
+    async fn perform(
+        &self,
+        _step: Step,
+        to: &Prepared,
+        meter: &Meter,
+    ) -> Result<Stopped, HostError> {
         assert_eq!(&*to.connect, "there");
         self.hangs(Fails::PerformHangs).await;
         self.fails(Fails::Perform)?;
@@ -140,8 +148,23 @@ impl SourceHost for Stage {
             return Err(HostError::new("nobody listens there"));
         }
         scene.stopped = true;
-        scene.copy = Some(CopyState::Complete);
-        Ok(())
+        Ok(match scene.fails.remove(&Fails::StopsItself) {
+            true => Stopped::ByHypervisor,
+            false => Stopped::ByHost,
+        })
+    }
+
+    async fn complete(&self, _step: Step, _meter: &Meter) -> Result<(), HostError> {
+        self.fails(Fails::Complete)?;
+        tokio::task::yield_now().await;
+        let mut scene = self.scene();
+        match scene.copy {
+            Some(CopyState::Incoming | CopyState::Complete) if !scene.killed => {
+                scene.copy = Some(CopyState::Complete);
+                Ok(())
+            }
+            _ => Err(HostError::new("nobody takes it")),
+        }
     }
 
     async fn switch(&self, _step: Step, to: &Prepared) -> Result<(), HostError> {
@@ -195,7 +218,7 @@ impl SourceHost for Stage {
         self.fails(Fails::Inspect)?;
         let scene = self.scene();
         Ok(match (scene.killed, scene.stopped) {
-            (true, _) => GuestState::Gone(Ran::Maybe),
+            (true, _) => GuestState::Gone,
             (false, true) => GuestState::Stopped,
             (false, false) => GuestState::Running,
         })

@@ -6,7 +6,7 @@
 use remote_migrate::{
     Call, Cookie, CopyState, DestinationRecord, DestinationStage, Epoch, Fate, MigrationId, Owner,
     Phase, Prepared, Ran, Reason, Reply, Request, RunState, Side, SourceRecord, SourceStage,
-    Status,
+    Status, Stopped,
     destination::{DestinationAction, DestinationInput as DIn, DestinationMachine},
     source::{EndWhy, Outcome, SourceAction, SourceInput as SIn, SourceMachine},
     verdict::{GuestState, Heard, Ruling},
@@ -74,6 +74,7 @@ pub(crate) enum Break {
     OwnsMeansHasAll,
     StartWhatWasRefused,
     StartAnewWhatMayBeThere,
+    LastGoesUnwritten,
 }
 
 /// One thing that can happen next.
@@ -113,6 +114,8 @@ struct Truth {
     ran_there: bool,
     /// The guest ran on at the source after the destination's copy was complete.
     ran_on: bool,
+    /// QEMU stopped the guest itself, and would have let it run itself.
+    by_qemu: bool,
     /// The destination's journal has named the destination once.
     taken: bool,
     /// The source has named itself the owner for good once.
@@ -305,6 +308,7 @@ impl Steps<'_> {
             }
             SourceAction::Ask(request) => self.ask(request),
             SourceAction::Perform(_) => self.perform(),
+            SourceAction::Complete => self.complete(),
             SourceAction::Switch(_) => self.switch(),
             SourceAction::Drain => self.drain(false),
             SourceAction::Resume(_) => self.drain(true),
@@ -312,16 +316,11 @@ impl Steps<'_> {
                 let seen = match self.from.guest {
                     Life::Running => GuestState::Running,
                     Life::Stopped => GuestState::Stopped,
-                    Life::Dead => GuestState::Gone(Ran::Maybe),
+                    Life::Dead => GuestState::Gone,
                 };
                 self.source_does("source looks", move |world| {
                     (SIn::Local(seen), world.touches_no_more())
                 });
-                if self.from.guest == Life::Dead && !self.from.truth.ran_on {
-                    self.source_does("source looks, and can prove that nothing ran on", |_| {
-                        (SIn::Local(GuestState::Gone(Ran::Never)), None)
-                    });
-                }
                 self.source_fails("source cannot look", |_| (SIn::InspectFailed, None));
             }
             SourceAction::Confirm(outcome) => {
@@ -433,19 +432,22 @@ impl Steps<'_> {
     fn perform(&mut self) {
         let flows = self.from.copy == Copied::Incoming && self.from.guest != Life::Dead;
         if flows {
-            self.source_does("memory moves", |world| {
+            let unwritten = self.mutation == Break::LastGoesUnwritten;
+            self.source_does("memory moves, but for the last of it", move |world| {
                 world.guest = Life::Stopped;
-                world.copy = Copied::Complete;
-                (SIn::Performed, None)
+                if unwritten {
+                    world.copy = Copied::Complete;
+                }
+                (SIn::Performed(Stopped::ByHost), None)
             });
-            self.source_fails("memory moves but its end is not seen", |world| {
+            self.source_fails("the guest is stopped and it is not seen", |world| {
                 world.guest = Life::Stopped;
-                world.copy = Copied::Complete;
                 (SIn::PerformFailed, None)
             });
-            self.source_fails("memory moves but QEMU resumes the guest", |world| {
-                world.copy = Copied::Complete;
-                (SIn::PerformFailed, None)
+            self.source_does("memory moves until QEMU stops the guest itself", |world| {
+                world.guest = Life::Stopped;
+                world.truth.by_qemu = true;
+                (SIn::Performed(Stopped::ByHypervisor), None)
             });
             self.source_fails("memory breaks off", |world| {
                 world.copy = Copied::Dead;
@@ -462,6 +464,41 @@ impl Steps<'_> {
                 None
             },
         );
+    }
+
+    fn complete(&mut self) {
+        let flows = matches!(self.from.copy, Copied::Incoming | Copied::Complete);
+        if self.from.guest != Life::Stopped || !flows {
+            self.source_does("the last of the memory goes nowhere", |_| {
+                (SIn::CompleteFailed, None)
+            });
+            return;
+        }
+        self.source_does("the last of the memory moves", |world| {
+            world.copy = Copied::Complete;
+            (SIn::Completed, None)
+        });
+        self.source_fails(
+            "the last of the memory moves but its end is not seen",
+            |world| {
+                world.copy = Copied::Complete;
+                (SIn::CompleteFailed, None)
+            },
+        );
+        if self.from.copy == Copied::Incoming {
+            self.source_fails("the last of the memory breaks off", |world| {
+                world.copy = Copied::Dead;
+                (SIn::CompleteFailed, None)
+            });
+        }
+        let stage = self.from.source.as_ref().map(SourceMachine::stage);
+        if stage == Some(&SourceStage::Perform) {
+            self.source_fails("QEMU resumes the guest at the end", |world| {
+                world.copy = Copied::Complete;
+                world.guest = Life::Running;
+                (SIn::CompleteFailed, None)
+            });
+        }
     }
 
     fn switch(&mut self) {
@@ -528,7 +565,7 @@ impl Steps<'_> {
         let World { guest, copy, .. } = *self.from;
         let truth = &self.from.truth;
         // Which of the two copies, if any, is the guest as it was last, is known to nobody else.
-        if guest == Life::Dead && *stage == SourceStage::Perform {
+        if guest == Life::Dead && *stage == SourceStage::Perform && truth.by_qemu {
             let ruling = match copy {
                 _ if truth.ran_on => Some(Ruling::PeerFenced),
                 Copied::Complete => Some(Ruling::PeerOwns),
@@ -751,6 +788,7 @@ impl Steps<'_> {
             && self.from.source_journal.is_some()
             && self.from.copy == Copied::Complete
             && record.stage == DestinationStage::Prepared
+            && self.from.truth.by_qemu
             && !self.from.truth.ran_on;
         for (label, heard) in [("asks the source", heard), ("hears no source", silence)] {
             self.add(label, false, move |world| {

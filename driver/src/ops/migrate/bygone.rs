@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
-use remote_migrate::{Begun, HostError, Meter, Prepared, Ran, SourceHost, Step};
+use remote_migrate::{Begun, HostError, Meter, Prepared, SourceHost, Step};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -22,6 +22,10 @@ impl SourceHost for Bygone<'_> {
         Err(HostError::new("it is not known here"))
     }
 
+    async fn complete(&self, _step: Step, _: &Meter) -> Result<(), HostError> {
+        Err(HostError::new("it is not known here"))
+    }
+
     async fn confirm(&self, _step: Step, _outcome: Outcome) -> Result<(), HostError> {
         Ok(())
     }
@@ -32,7 +36,6 @@ impl SourceHost for Bygone<'_> {
         let socket = directory.join("monitor.sock");
         let running = refuse_if_running(&socket).await.map_err(Error::from);
         running.map_err(HostError::new)?;
-        // How far it ran on its own before it died is not known.
-        Ok(GuestState::Gone(Ran::Maybe))
+        Ok(GuestState::Gone)
     }
 }

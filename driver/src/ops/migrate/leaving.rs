@@ -9,7 +9,7 @@ use monitor_qmp::command::{self, MigrationInfo, MigrationStatus};
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
 use remote_migrate::{
-    Begun, Control, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Ran, Record, Report,
+    Begun, Control, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Record, Report,
     RunState, Side, SourceHost, Step,
 };
 use tokio::sync::{Mutex, Notify};
@@ -248,8 +248,7 @@ impl SourceHost for Leaving<'_> {
         let patience = op.domain().0.context.defaults.command;
         op.extend(patience);
         if self.sight(&op).map_err(HostError::new)? == Sight::Dead {
-            // How far it ran on its own before it died is not known here.
-            return Ok(GuestState::Gone(Ran::Maybe));
+            return Ok(GuestState::Gone);
         }
         let (status, info) = look(&mut op).await.map_err(HostError::new)?;
         Ok(match (status.running, is_over(info.status.as_ref())) {
