@@ -381,9 +381,15 @@ impl<'a> Drive<'a> {
             SourceAction::Complete => {
                 let (host, step) = (self.host, self.step(self.limits.perform));
                 let meter = control.meter();
-                match self.told(step, host.complete(step, &meter)).await {
-                    Ok(()) => In::Completed,
-                    Err(cause) => self.host_failed(cause, In::CompleteFailed),
+                let completing = self.told(step, host.complete(step, &meter));
+                tokio::select! {
+                    biased;
+                    // Of a guest that was not offered yet.
+                    () = cancelled => return None,
+                    done = completing => match done {
+                        Ok(()) => In::Completed,
+                        Err(cause) => self.host_failed(cause, In::CompleteFailed),
+                    },
                 }
             }
             SourceAction::Switch(to) => {

@@ -103,14 +103,12 @@ pub trait SourceHost: Send + Sync {
     ///
     /// # Cancel safety
     ///
-    /// Dropped at its deadline alone; QEMU may go on sending until `confirm(Kept)` ends it.
+    /// May be dropped at any time, as cancel does while the guest was not offered yet; QEMU may go on sending until
+    /// `confirm(Kept)` ends it.
     async fn complete(&self, step: Step, meter: &Meter) -> Result<(), HostError>;
 
     /// Turns a migration under way to post-copy: `Ok` means that the guest is stopped here for good and the
     /// destination has all it needs to start it; the rest of the memory follows while it runs there.
-    ///
-    /// The guest is stopped by its host before the destination can have enough of it: a copy that is complete is known as
-    /// the guest as it was last, also if this host goes down.
     ///
     /// Called in place of a `perform` that was dropped, after the journal says so; if that one did not come
     /// to begin it, this one does. If all has moved meanwhile, that is as good.

@@ -402,7 +402,7 @@ impl SourceMachine {
                 SourceStage::HandingOverHalf | SourceStage::PostCopy => false,
                 ref stage => stage.phase() <= Phase::Finish,
             },
-            At::Beginning | At::AskingPrepare | At::Performing(_) => true,
+            At::Beginning | At::AskingPrepare | At::Performing(_) | At::CompletingUnoffered => true,
             _ => false,
         }
     }

@@ -181,8 +181,6 @@ fn unoffered(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerd
         (GuestState::Gone, Heard::Said(status)) => match status.copy {
             Some(CopyState::Gone(_)) => Lost { nowhere: true },
             None | Some(CopyState::Switched | CopyState::Partial) => Lost { nowhere: false },
-            // Its host had stopped it before.
-            Some(CopyState::Complete) if *stage == SourceStage::Switching => HandOver,
             // Complete, or still reading what is in flight: QEMU had stopped the guest itself, and resumes one by itself when
             // it takes a migration for failed. It may be older than what ran here last, so it is neither started nor
             // discarded without a person.

@@ -122,7 +122,7 @@ tests! {
     a_guest_that_writes_faster_than_can_be_sent_shows_no_end_until_it_is_sent_faster,
     a_guest_that_writes_faster_than_can_be_sent_is_throttled_where_that_is_wanted,
     a_destination_that_takes_nothing_any_more_is_given_up_as_the_policy_says,
-    what_is_tuned_while_a_guest_moves_reaches_qemu_and_the_rest_stays,
+    what_is_tuned_while_a_guest_moves_takes_effect_and_the_rest_stays,
     options_that_contradict_each_other_are_refused_before_anything_is_begun,
     a_migration_whose_caller_has_left_is_settled_by_itself,
     a_peer_that_does_not_answer_holds_no_job_of_a_guest_that_was_kept,

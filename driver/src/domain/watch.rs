@@ -72,6 +72,13 @@ impl Changes {
         // Nothing for so long is a reason to ask as well.
         let _late = timeout(limit, self.0.changed()).await;
     }
+
+    /// Waits so long. Whether something was observed before that.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn come_within(&mut self, limit: Duration) -> bool {
+        timeout(limit, self.0.changed()).await.is_ok()
+    }
 }
 
 impl fmt::Debug for Watch {

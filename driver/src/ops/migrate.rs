@@ -7,6 +7,7 @@ mod bygone;
 mod cookies;
 mod leaving;
 mod sending;
+mod switchover;
 mod threshold;
 mod tune;
 
@@ -35,8 +36,9 @@ use crate::settling::Leaves;
 
 use bygone::Bygone;
 use leaving::Leaving;
+use switchover::Bounds;
 use threshold::{Asked, Noted};
-use tune::underway;
+use tune::{Lead, underway};
 
 pub use tune::Tuning;
 
@@ -47,6 +49,11 @@ pub(crate) use tune::{Moves, Underway};
 /// How long QEMU may take to obey a cancel. It takes some milliseconds.
 const FREE_AFTER: Duration = Duration::from_secs(1);
 
+/// Bytes a second unless told otherwise: QEMU's own default of 128 MiB/s, said explicitly since a save may have changed it.
+const BANDWIDTH: u64 = 128 << 20;
+/// How long the guest may stand still at the end unless told otherwise: QEMU's own default.
+const DOWNTIME: Duration = Duration::from_millis(300);
+
 /// How a guest is moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(
@@ -56,7 +63,8 @@ const FREE_AFTER: Duration = Duration::from_secs(1);
 pub struct MigrateOptions {
     /// At most so many bytes a second; QEMU's own default is 128 MiB/s.
     pub bandwidth: Option<u64>,
-    /// The longest the guest may stand still at the end; QEMU's own default is 300 ms.
+    /// The longest the guest may stand still for the last of its memory; QEMU's own default is 300 ms. It is stopped as soon
+    /// as what is left can be sent within that.
     pub downtime: Option<Duration>,
     /// Whether QEMU takes time from the guest's processors if it writes faster than can be sent.
     pub auto_converge: bool,
@@ -76,6 +84,13 @@ pub struct MigrateOptions {
 }
 
 impl MigrateOptions {
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            bandwidth: self.bandwidth.unwrap_or(BANDWIDTH),
+            downtime: self.downtime.unwrap_or(DOWNTIME),
+        }
+    }
+
     /// Refuses what contradicts itself, before anything is begun.
     fn check(&self) -> Result<(), Cause> {
         let refused = |text: &str| Err(Cause::BadRequest(text.to_owned()));
@@ -193,7 +208,8 @@ impl Domain {
         self.settle(Some(migration), move |op, migration| async move {
             let domain = op.domain().clone();
             let (journal, op) = (domain.0.context.journal.clone(), Mutex::new(op));
-            let host = Leaving::without_options(&domain, &op);
+            let lead = Lead::new(migration, &MigrateOptions::default());
+            let host = Leaving::without_options(&domain, &op, lead);
             let limits = Limits::default();
             let resolved = remote_migrate::resolve(migration, ruling, limits, &host, &*journal);
             host.unless_stranded(resolved).await
@@ -208,11 +224,12 @@ impl Domain {
         limits: Limits,
     ) -> Call<Report> {
         self.settle(meant, move |op, migration| async move {
-            let (domain, control) = (op.domain().clone(), Control::new());
+            let lead = Lead::new(migration, &MigrateOptions::default());
+            let (domain, control) = (op.domain().clone(), lead.control.clone());
             // Under way as well: it can be looked at, and ruled.
-            let _underway = Underway::begin(&domain, migration, &control, false);
+            let _underway = Underway::begin(&domain, lead.clone());
             let (journal, op) = (domain.0.context.journal.clone(), Mutex::new(op));
-            let host = Leaving::without_options(&domain, &op);
+            let host = Leaving::without_options(&domain, &op, lead);
             let peer = Asked::again(&op, &*peer);
             let recovered =
                 remote_migrate::recover(migration, limits, &host, &peer, &*journal, &control);
@@ -340,11 +357,12 @@ async fn leave(
         perform: op.deadline().saturating_duration_since(Instant::now()),
         ..Limits::default()
     });
-    let control = Control::new();
-    let _underway = Underway::begin(op.domain(), migration, &control, options.post_copy);
+    let lead = Lead::new(migration, &options);
+    let control = lead.control.clone();
+    let _underway = Underway::begin(op.domain(), lead.clone());
     let (domain, token, rescue) = (op.domain().clone(), op.job.token(), op.rescue()?);
     let op = Mutex::new(op);
-    let host = Leaving::new(&domain, &op, options, control.clone());
+    let host = Leaving::new(&domain, &op, options, lead);
     let (peer, journal) = (Asked::first(&op, &*peer), Noted::new(&op, &*journal));
     let moving = remote_migrate::migrate(&plan, &host, &peer, &journal, &control);
     tokio::pin!(moving);

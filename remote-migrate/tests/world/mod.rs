@@ -147,6 +147,8 @@ pub(crate) struct World {
     destination_journal: Option<DestinationRecord>,
     /// What the destination serves now.
     serving: Option<Request>,
+    /// What it answers is waited for: an answer belongs to one question, and none to one that was asked again since.
+    is_awaited: bool,
     copy: Copied,
     /// A request to start it is still inside QEMU.
     starting: bool,
@@ -189,6 +191,7 @@ impl World {
             destination: DestinationMachine::new(id(), None),
             destination_journal: None,
             serving: None,
+            is_awaited: false,
             copy: Copied::Nothing,
             starting: false,
             settled_there: false,
@@ -515,6 +518,7 @@ impl Steps<'_> {
             self.source_does(label, move |world| {
                 world.guest = Life::Stopped;
                 world.copy = copy;
+                world.truth.by_qemu |= copy == Copied::Complete;
                 (SIn::Switched, None)
             });
         }
@@ -565,7 +569,8 @@ impl Steps<'_> {
         let World { guest, copy, .. } = *self.from;
         let truth = &self.from.truth;
         // Which of the two copies, if any, is the guest as it was last, is known to nobody else.
-        if guest == Life::Dead && *stage == SourceStage::Perform && truth.by_qemu {
+        let is_unoffered = matches!(stage, SourceStage::Perform | SourceStage::Switching);
+        if guest == Life::Dead && is_unoffered && truth.by_qemu {
             let ruling = match copy {
                 _ if truth.ran_on => Some(Ruling::PeerFenced),
                 Copied::Complete => Some(Ruling::PeerOwns),
@@ -742,8 +747,8 @@ impl Steps<'_> {
             }
             DestinationAction::Reply(reply) => {
                 self.destination_does("destination answers", move |world| {
-                    let asked = world.serving.take();
-                    if world.question == asked {
+                    world.serving = None;
+                    if std::mem::take(&mut world.is_awaited) {
                         world.answer = Some(reply);
                     }
                     (DIn::Replied, None)
@@ -965,6 +970,7 @@ impl Steps<'_> {
             if let Some(copy) = arrived {
                 self.add("the rest of the memory arrives", false, |world| {
                     world.copy = copy;
+                    world.truth.by_qemu |= copy == Copied::Complete;
                     None
                 });
             }
@@ -1221,6 +1227,7 @@ impl World {
     fn hang_up(&mut self) {
         self.question = None;
         self.answer = None;
+        self.is_awaited = false;
     }
 
     fn stray(&mut self, request: Request) {
@@ -1231,6 +1238,7 @@ impl World {
     }
 
     fn deliver(&mut self, request: Request) {
+        self.is_awaited = self.question.as_ref() == Some(&request);
         self.serving = Some(request.clone());
         self.destination.on(DIn::Request(request));
     }
@@ -1247,6 +1255,7 @@ impl World {
 
     fn crash_destination(&mut self) {
         self.serving = None;
+        self.is_awaited = false;
         self.destination = DestinationMachine::new(id(), self.destination_journal.clone());
     }
 }

@@ -136,7 +136,8 @@ impl Bare {
         qemu.read("its greeting");
         qemu.ask("qmp_capabilities", json!({}));
         let on = |name: &str| json!({"capability": name, "state": true});
-        let capabilities = [on("events"), on("return-path")];
+        let names = ["events", "return-path", "pause-before-switchover"];
+        let capabilities = names.map(on);
         qemu.ask(
             "migrate-set-capabilities",
             json!({"capabilities": capabilities}),
@@ -212,6 +213,8 @@ impl Bare {
         let mut here = self;
         let mut there = Self::spawn(&here.line, here.number + 1, true);
         here.begin(&mut there, bandwidth);
+        here.migration("pre-switchover");
+        here.ask("migrate-continue", json!({"state": "pre-switchover"}));
         here.migration("completed");
         there.migration("completed");
         there.ask("cont", json!({}));

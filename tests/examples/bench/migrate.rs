@@ -3,8 +3,8 @@
 //! passes under TLS?
 //!
 //! Two drivers with a wire between them, and a pair of bare QEMUs; each has one guest, of the same image. The guests move in
-//! turn, there and back, so that both meet the same machine. Both have `events` and `return-path` on, and neither has
-//! `pause-before-switchover`, which the driver has no use for: the disks lie on paths that both sides have.
+//! turn, there and back, so that both meet the same machine. Both have `events`, `return-path` and
+//! `pause-before-switchover` on. The bare one leaves it to QEMU when the guest is stopped, with QEMU's own longest downtime.
 
 use std::future::IntoFuture;
 use std::io::{BufRead, BufReader, Write};

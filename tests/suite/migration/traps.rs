@@ -13,6 +13,7 @@ use driver::{
     Defaults, Disk, DiskFormat, Domain, Error, ErrorKind, Guest, Landing, MigrateOptions, Op, Run,
 };
 use job_core::JobKind;
+use monitor_qmp::command::MigrateSetParameters;
 use remote_migrate::{
     Answer, Call, Cookie, InProcess, Owner, Peer, PeerError, Prepared, Reply, Report, Request,
 };
@@ -23,6 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use super::tuned::asked;
 use super::{SECOND, is_performing, peer, slow};
 use crate::rig::{Rig, boot};
 
@@ -251,12 +253,12 @@ async fn standing_still(rig: &Rig, there: &Rig) -> (Domain, Moving, Arc<AtomicBo
         path: rig.dir.path().join("narrow"),
         is_dead: is_dead.clone(),
     });
-    // It may stand still for so long that QEMU stops it at once, with all of its memory to go.
-    let options = MigrateOptions {
-        downtime: Some(100 * SECOND),
-        ..slow()
-    };
-    let moving = tokio::spawn(domain.migrate(narrow, options).into_future());
+    let moving = tokio::spawn(domain.migrate(narrow, slow()).into_future());
+    assert!(is_performing(&domain).await);
+    // Behind the driver's back: QEMU stops the guest at once, with all of its memory to go.
+    let mut parameters = MigrateSetParameters::default();
+    parameters.downtime_limit = Some(100_000);
+    asked(&domain, parameters).await;
     let is_stopped =
         |seen: &driver::Observed| matches!(&seen.run, Run::Qemu(_)) && !seen.run.is_running();
     let stopped = domain.wait_for(is_stopped, Instant::now() + 30 * SECOND);

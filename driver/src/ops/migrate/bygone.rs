@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
-use remote_migrate::{Begun, HostError, Meter, Prepared, SourceHost, Step};
+use remote_migrate::{Begun, HostError, Meter, Prepared, SourceHost, Step, Stopped};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -18,7 +18,7 @@ impl SourceHost for Bygone<'_> {
         Err(HostError::new("it is not known here"))
     }
 
-    async fn perform(&self, _step: Step, _to: &Prepared, _: &Meter) -> Result<(), HostError> {
+    async fn perform(&self, _: Step, _: &Prepared, _: &Meter) -> Result<Stopped, HostError> {
         Err(HostError::new("it is not known here"))
     }
 

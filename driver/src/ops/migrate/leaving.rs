@@ -9,14 +9,15 @@ use monitor_qmp::command::{self, MigrationInfo, MigrationStatus};
 use remote_migrate::source::Outcome;
 use remote_migrate::verdict::GuestState;
 use remote_migrate::{
-    Begun, Control, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Record, Report,
-    RunState, Side, SourceHost, Step,
+    Begun, Cookie, HostError, Meter, MigrationId, Owner, Prepared, Record, Report, RunState, Side,
+    SourceHost, Step, Stopped,
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::sending::{self, is_over, only};
+use super::tune::Lead;
 use super::{MigrateOptions, Moving};
 use crate::domain::{Domain, Sight};
 use crate::error::{Cause, Error};
@@ -38,7 +39,7 @@ const CANCELLED: Duration = Duration::from_secs(2);
 pub(super) struct Leaving<'a> {
     pub(super) op: &'a Mutex<AsyncOp>,
     pub(super) options: MigrateOptions,
-    pub(super) control: Control,
+    lead: Lead,
     /// The QEMU it is about, under whatever generation.
     process: Option<Arc<Process>>,
     /// Told when it cannot be brought to its end under this job.
@@ -50,20 +51,20 @@ impl<'a> Leaving<'a> {
         domain: &Domain,
         op: &'a Mutex<AsyncOp>,
         options: MigrateOptions,
-        control: Control,
+        lead: Lead,
     ) -> Self {
         Self {
             op,
             options,
-            control,
+            lead,
             process: domain.0.live().and_then(|live| live.process.clone()),
             stranded: Notify::new(),
         }
     }
 
     /// For a guest whose memory is not sent again.
-    pub(super) fn without_options(domain: &Domain, op: &'a Mutex<AsyncOp>) -> Self {
-        Self::new(domain, op, MigrateOptions::default(), Control::new())
+    pub(super) fn without_options(domain: &Domain, op: &'a Mutex<AsyncOp>, lead: Lead) -> Self {
+        Self::new(domain, op, MigrateOptions::default(), lead)
     }
 
     /// Whether the QEMU is there to be asked. Where only its connection was lost, that is seen under a job of the next
@@ -173,7 +174,12 @@ impl SourceHost for Leaving<'_> {
         })
     }
 
-    async fn perform(&self, _step: Step, to: &Prepared, meter: &Meter) -> Result<(), HostError> {
+    async fn perform(
+        &self,
+        _step: Step,
+        to: &Prepared,
+        meter: &Meter,
+    ) -> Result<Stopped, HostError> {
         let mut op = self.op.lock().await;
         op.set_phase("perform");
         let performed = async {
@@ -182,9 +188,19 @@ impl SourceHost for Leaving<'_> {
             sending::begin(&mut op, to, &self.options).await?;
             let rescue = op.rescue()?;
             let watch = Watch::new(self.options.policy.clone());
-            sending::follow(&mut op, &rescue, to, meter, watch, &self.control).await
+            sending::follow(&mut op, &rescue, to, meter, watch, &self.lead).await
         };
         performed.await.map_err(HostError::new)
+    }
+
+    async fn complete(&self, _step: Step, meter: &Meter) -> Result<(), HostError> {
+        let mut op = self.op.lock().await;
+        op.set_phase("switchover");
+        let completed = async {
+            let rescue = op.rescue()?;
+            sending::complete(&mut op, &rescue, meter).await
+        };
+        completed.await.map_err(HostError::new)
     }
 
     async fn switch(&self, _step: Step, to: &Prepared) -> Result<(), HostError> {

@@ -1,7 +1,7 @@
 //! What a QEMU is told that sends its guest's memory: over which connection, how fast, until when.
 //!
 //! ```text
-//!  begin ─► follow ─► completed
+//!  begin ─► follow ─► the guest stands still ─► complete ─► completed
 //!             │ post-copy wanted
 //!             ▼
 //!           switch ─► follow_rest ─► completed
@@ -9,17 +9,24 @@
 //!                         └──┴─ resume
 //! ```
 //!
+//! QEMU waits before the switchover for the last of the memory to be let go (`pause-before-switchover`), so that the journal
+//! is written first. The guest was stopped from here before, if it could be: QEMU 7.2 lets a guest run again by itself only
+//! if it has stopped it itself.
+//!
 //! Once post-copy began, neither a cancel nor a `cont` is sent: QEMU 7.2 obeys both, and the guest would run twice.
 
 use std::time::Duration;
 
+use futures::future::try_join;
 use monitor_qmp::command::{
     self, MigrationCapability, MigrationInfo, MigrationStatus, YankInstance,
 };
-use remote_migrate::{Control, Meter, Prepared, Reason, Transfer};
+use remote_migrate::{Meter, Prepared, Reason, Stopped, Transfer};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::switchover::{self, Next, POLL, Seen, Switchover};
+use super::tune::Lead;
 use super::{Bring, MigrateOptions};
 use crate::access::Rescue;
 use crate::error::{Cause, Error, io};
@@ -28,28 +35,20 @@ use crate::ops::AsyncOp;
 use crate::policy::{Advice, Remedy, Watch};
 use crate::stream_tls::{self, End};
 
-/// How often QEMU is asked how far it is, where none of its events comes first.
-const POLL: Duration = Duration::from_millis(100);
 /// The name under which QEMU keeps the connection.
 const FD_NAME: &str = "vmwright-migrate";
 
-/// Bytes a second unless told otherwise: QEMU's own default of 128 MiB/s, said explicitly since a save may have changed it.
-const BANDWIDTH: u64 = 128 << 20;
-/// How long the guest may stand still at the end unless told otherwise: QEMU's own default.
-const DOWNTIME: Duration = Duration::from_millis(300);
+/// Bytes a second for the last of it, as QEMU itself would send it: as fast as it goes.
+const UNBOUND: u64 = 1 << 50;
 
 /// Per cent of a guest's time that QEMU takes at first, more each time, and at most: its own defaults.
 const THROTTLE: (u8, u8, u8) = (20, 10, 99);
 
 /// All capabilities that this driver ever turns on, beside `events`, which stays on. What one migration left on would be in
 /// the way of the next, or of a save.
-///
-/// `pause-before-switchover` is not among them. It is for whoever has to end something at the source while the guest stands
-/// still, as a copy of its disks to the other host; here the disks lie on paths that both have. It would cost one more
-/// question and answer of the monitor while the guest stands still (at best of ten 4.8 ms in place of 3.2, asked by a bare
-/// script), and a guest whose daemon dies just then would stand still until the next one comes.
-const CAPABILITIES: [&str; 5] = [
+const CAPABILITIES: [&str; 6] = [
     "return-path",
+    "pause-before-switchover",
     "auto-converge",
     "multifd",
     "postcopy-ram",
@@ -110,15 +109,15 @@ pub(super) async fn begin(
         _ => stream_tls::take_off(&monitor).await?,
     }
     // Without the return path QEMU says `completed` while the destination exits (test bed, QEMU 7.2 and 10.0).
-    let mut on = vec!["return-path"];
+    let mut on = vec!["return-path", "pause-before-switchover"];
     let throttles = options.policy.then.contains(&Remedy::Throttle);
     on.extend((options.auto_converge || throttles).then_some("auto-converge"));
     on.extend(options.post_copy.then_some("postcopy-ram"));
     on.extend(options.channels.map(|_| "multifd"));
     monitor.execute(only(&on)).await?;
     let mut parameters = command::MigrateSetParameters::default();
-    parameters.max_bandwidth = Some(options.bandwidth.unwrap_or(BANDWIDTH));
-    parameters.downtime_limit = Some(millis(options.downtime.unwrap_or(DOWNTIME)));
+    parameters.max_bandwidth = Some(options.bounds().bandwidth);
+    parameters.downtime_limit = Some(millis(switchover::LEAST));
     parameters.max_postcopy_bandwidth = Some(0);
     // On from the start, since it cannot be turned on later, and as good as off until it is wanted.
     let (initial, increment, most) = if options.auto_converge {
@@ -145,28 +144,29 @@ pub(super) async fn begin(
     Ok(())
 }
 
-/// Follows QEMU until it says that all was acknowledged.
+/// Follows QEMU until the guest stands still and the last of its memory waits to be let go, and says who has stopped it.
 pub(super) async fn follow(
     op: &mut AsyncOp,
     rescue: &Rescue,
     to: &Prepared,
     meter: &Meter,
     mut watch: Watch,
-    control: &Control,
-) -> Result<(), Error> {
+    lead: &Lead,
+) -> Result<Stopped, Error> {
     let (silence, patience) = {
         let defaults = &op.domain().0.context.defaults;
         (defaults.silence, defaults.connect)
     };
     let began = Instant::now();
     let mut transfer = Transfer::default();
+    let (mut switchover, mut by_host) = (Switchover::default(), false);
     loop {
         let mut changes = op.domain().changes();
         let info = ask(op, rescue, silence).await?;
         transfer = report(op, meter, &info).unwrap_or(transfer);
         match watch.look(began.elapsed(), transfer) {
             Advice::GoOn => {}
-            Advice::Try(remedy) => apply(op, control, remedy).await?,
+            Advice::Try(remedy) => apply(op, lead, remedy).await?,
             Advice::GiveUp(why) if is_over(info.status.as_ref()).is_none() => {
                 return Err(Cause::Failed(why.to_owned()).into());
             }
@@ -179,17 +179,135 @@ pub(super) async fn follow(
                 let waited = began.elapsed();
                 return Err(Cause::TimedOut { what, waited }.into());
             }
+            Some(MigrationStatus::PreSwitchover | MigrationStatus::Completed) => {
+                return Ok(match by_host {
+                    true => Stopped::ByHost,
+                    false => Stopped::ByHypervisor,
+                });
+            }
+            Some(MigrationStatus::Active) if !op.domain().observed().run.is_running() => {
+                // For the last of it, or by its user, which is as good.
+                by_host = by_host || stop(op).await?;
+                changes.wait(POLL).await;
+            }
+            Some(MigrationStatus::Active) => {
+                let bounds = *lead.bounds.borrow();
+                match switchover.look(began.elapsed(), seen(&info, transfer), bounds) {
+                    Next::Ask(after) => changes.wait(after).await,
+                    Next::Stop(after) if !after.is_zero() && changes.come_within(after).await => {}
+                    Next::Stop(_) => by_host = stop_for_the_last(op).await?,
+                }
+            }
             status => match is_over(status.as_ref()) {
-                Some(true) => return Ok(()),
-                Some(false) => return Err(given_up_on(to, info.error_desc)),
+                Some(_) => return Err(given_up_on(to, info.error_desc)),
                 None => changes.wait(POLL).await,
             },
         }
     }
 }
 
+/// Stops the guest, so that what is left is sent at once. Whether it was that which stopped it.
+async fn stop_for_the_last(op: &mut AsyncOp) -> Result<bool, Error> {
+    let by_host = stop(op).await?;
+    if by_host {
+        // QEMU may be asleep still, and reads it when it wakes.
+        let mut parameters = command::MigrateSetParameters::default();
+        parameters.max_bandwidth = Some(UNBOUND);
+        op.monitor().await?.execute(parameters).await?;
+    }
+    Ok(by_host)
+}
+
+/// Stops the guest. Whether it stands still by that, or by what came before it, and not by QEMU's own stop before the
+/// switchover: only then does nobody but this driver let it run again.
+async fn stop(op: &mut AsyncOp) -> Result<bool, Error> {
+    use command::RunState as Is;
+    let monitor = op.monitor().await?;
+    // In one go, before QEMU can be through with the rest.
+    let (stop, status) = (
+        monitor.execute(command::Stop),
+        monitor.execute(command::QueryStatus),
+    );
+    let status = try_join(stop, status).await?.1.status;
+    // One that sleeps (`suspended`) is woken by itself.
+    Ok(matches!(
+        status,
+        Is::Paused
+            | Is::IoError
+            | Is::GuestPanicked
+            | Is::InternalError
+            | Is::Watchdog
+            | Is::Shutdown
+    ))
+}
+
+/// Lets the last of the memory go, and follows QEMU until it says that all was acknowledged.
+pub(super) async fn complete(
+    op: &mut AsyncOp,
+    rescue: &Rescue,
+    meter: &Meter,
+) -> Result<(), Error> {
+    let defaults = op.domain().0.context.defaults;
+    // As in post-copy.
+    let standing = defaults.silence * 2;
+    let (mut moved, mut since) = (0, Instant::now());
+    let mut switchover = Gate::default();
+    loop {
+        op.extend(defaults.command);
+        let mut changes = op.domain().changes();
+        // By its events, which say the same sooner.
+        let told = op.domain().observed().migration.clone();
+        switchover.open(op, told.as_ref()).await?;
+        if told == Some(MigrationStatus::Completed) {
+            return Ok(());
+        }
+        let info = ask(op, rescue, defaults.silence).await?;
+        report(op, meter, &info);
+        let now = info.ram.map_or(moved, |ram| ram.transferred);
+        if now != moved {
+            (moved, since) = (now, Instant::now());
+        }
+        switchover.open(op, info.status.as_ref()).await?;
+        if is_post_copy(info.status.as_ref()) {
+            return Err(Cause::State("its memory is in two halves".into()).into());
+        }
+        match is_over(info.status.as_ref()) {
+            Some(true) => return Ok(()),
+            Some(false) => return Err(given_up(info.error_desc)),
+            None if since.elapsed() > standing => {
+                let what = "the last of the memory to move";
+                let waited = since.elapsed();
+                return Err(Cause::TimedOut { what, waited }.into());
+            }
+            None => changes.wait(POLL).await,
+        }
+    }
+}
+
+/// Before the switchover QEMU waits to be let go on, which it takes once: a moment passes until it says that it has.
+#[derive(Default)]
+struct Gate {
+    is_open: bool,
+}
+
+impl Gate {
+    async fn open(
+        &mut self,
+        op: &mut AsyncOp,
+        status: Option<&MigrationStatus>,
+    ) -> Result<(), Error> {
+        if status == Some(&MigrationStatus::PreSwitchover) && !self.is_open {
+            let state = MigrationStatus::PreSwitchover;
+            let monitor = op.monitor().await?;
+            monitor.execute(command::MigrateContinue { state }).await?;
+            self.is_open = true;
+        }
+        Ok(())
+    }
+}
+
 /// Does what may help it to its end. Whoever waits for post-copy hears of it.
-async fn apply(op: &mut AsyncOp, control: &Control, remedy: Remedy) -> Result<(), Error> {
+async fn apply(op: &mut AsyncOp, lead: &Lead, remedy: Remedy) -> Result<(), Error> {
     info!(
         domain = op.domain().name(),
         ?remedy,
@@ -203,9 +321,12 @@ async fn apply(op: &mut AsyncOp, control: &Control, remedy: Remedy) -> Result<()
             parameters.cpu_throttle_increment = Some(increment);
             parameters.max_cpu_throttle = Some(most);
         }
-        Remedy::Downtime(limit) => parameters.downtime_limit = Some(millis(limit)),
+        Remedy::Downtime(limit) => {
+            lead.bounds.send_modify(|bounds| bounds.downtime = limit);
+            return Ok(());
+        }
         Remedy::PostCopy => {
-            control.post_copy();
+            lead.control.post_copy();
             return Ok(());
         }
         Remedy::GiveUp => return Ok(()),
@@ -259,12 +380,14 @@ pub(super) async fn switch(
         let monitor = op.monitor().await?;
         monitor.execute(command::MigrateStartPostcopy).await?;
     }
+    let mut switchover = Gate::default();
     loop {
         let mut changes = op.domain().changes();
         let monitor = op.monitor().await?;
         let info = monitor.execute(command::QueryMigrate).await?;
         let is_running = monitor.execute(command::QueryStatus).await?.running;
         drop(monitor);
+        switchover.open(op, info.status.as_ref()).await?;
         match is_over(info.status.as_ref()) {
             Some(true) => return Ok(()),
             Some(false) => return Err(given_up(info.error_desc)),
@@ -385,6 +508,17 @@ fn transfer(info: &MigrationInfo, is_still: bool) -> Option<Transfer> {
         },
         is_still,
     })
+}
+
+fn seen(info: &MigrationInfo, transfer: Transfer) -> Seen {
+    let rate = info.ram.as_ref().map_or(0.0, |ram| ram.mbps * 1e6 / 8.0);
+    Seen {
+        pass: transfer.pass,
+        sent: transfer.sent,
+        remaining: transfer.remaining,
+        dirty_rate: transfer.dirty_rate,
+        rate: rate as u64,
+    }
 }
 
 fn given_up(reason: Option<String>) -> Error {

@@ -11,7 +11,8 @@ use remote_migrate::{Control, Estimate, MigrationId, Progress, Transfer};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::sending::millis;
+use super::MigrateOptions;
+use super::switchover::Bounds;
 use crate::context::Context;
 use crate::domain::Domain;
 use crate::error::Cause;
@@ -48,7 +49,19 @@ struct Move {
 pub(super) struct Lead {
     pub(super) migration: MigrationId,
     pub(super) control: Control,
+    pub(super) bounds: Arc<watch::Sender<Bounds>>,
     post_copy: bool,
+}
+
+impl Lead {
+    pub(super) fn new(migration: MigrationId, options: &MigrateOptions) -> Self {
+        Self {
+            migration,
+            control: Control::new(),
+            bounds: Arc::new(watch::Sender::new(options.bounds())),
+            post_copy: options.post_copy,
+        }
+    }
 }
 
 impl Moves {
@@ -65,18 +78,8 @@ pub(crate) struct Underway {
 }
 
 impl Underway {
-    pub(super) fn begin(
-        domain: &Domain,
-        migration: MigrationId,
-        control: &Control,
-        post_copy: bool,
-    ) -> Self {
-        let lead = Lead {
-            migration,
-            control: control.clone(),
-            post_copy,
-        };
-        Self::of(domain, control.progress(), Some(lead))
+    pub(super) fn begin(domain: &Domain, lead: Lead) -> Self {
+        Self::of(domain, lead.control.progress(), Some(lead))
     }
 
     pub(crate) fn arriving(domain: &Domain, progress: watch::Receiver<Progress>) -> Self {
@@ -119,12 +122,15 @@ impl Domain {
             "tune-migration",
             JobKind::MigrationOp,
             move |mut op| async move {
-                underway(op.domain())?;
+                let lead = underway(op.domain())?;
                 let mut parameters = command::MigrateSetParameters::default();
                 parameters.max_bandwidth = tuning.bandwidth;
                 parameters.max_postcopy_bandwidth = tuning.post_copy_bandwidth;
-                parameters.downtime_limit = tuning.downtime.map(millis);
                 op.monitor()?.execute(parameters).await?;
+                lead.bounds.send_modify(|bounds| {
+                    bounds.bandwidth = tuning.bandwidth.unwrap_or(bounds.bandwidth);
+                    bounds.downtime = tuning.downtime.unwrap_or(bounds.downtime);
+                });
                 Ok(())
             },
         )
