@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use driver::{Became, Driver, ErrorKind};
-use monitor_qmp::{
-    Closed, Deadline, Error, ErrorClass, Event, Expected, Greeting, Health, Qmp, Reply, Request,
-};
+use monitor_qmp::{Error, ErrorClass, Qmp, Reply, Request};
 use remote_migrate::Owner;
 
 use super::restart::{Daemon, Deaf, Town, begins_to_move};
 use super::{SECOND, at_full_speed, counts_on, is_paused, is_performing, peer, slow};
+use crate::between::{GoBetween, between};
 use crate::rig::{Rig, boot};
 
 pub(super) async fn a_guest_that_is_paused_on_its_way_is_still_paused_when_its_daemon_is_back(
@@ -34,12 +33,12 @@ pub(super) async fn a_guest_that_is_paused_on_its_way_is_still_paused_when_its_d
     is_paused(&rig, &web).await;
 }
 
-/// A monitor that refuses to stop the guest.
-struct Restless(Arc<dyn Qmp>);
+/// Refuses to stop the guest.
+struct Restless;
 
 #[async_trait]
-impl Qmp for Restless {
-    async fn call(&self, request: Request) -> Result<Reply, Error> {
+impl GoBetween for Restless {
+    async fn call(&self, monitor: &dyn Qmp, request: Request) -> Result<Reply, Error> {
         if request.name == "stop" {
             return Err(Error::refused(
                 request.name,
@@ -47,27 +46,7 @@ impl Qmp for Restless {
                 "not now",
             ));
         }
-        self.0.call(request).await
-    }
-
-    async fn settled(&self, deadline: Deadline) -> Result<(), Error> {
-        self.0.settled(deadline).await
-    }
-
-    fn arm(&self, filter: Box<dyn FnMut(&Event) -> bool + Send>) -> Expected {
-        self.0.arm(filter)
-    }
-
-    fn health(&self) -> Health {
-        self.0.health()
-    }
-
-    fn greeting(&self) -> &Greeting {
-        self.0.greeting()
-    }
-
-    async fn closed(&self) -> Closed {
-        self.0.closed().await
+        monitor.call(request).await
     }
 }
 
@@ -76,7 +55,7 @@ pub(super) async fn a_guest_whose_pause_was_refused_on_its_way_arrives_running(r
     let transports = rig.env.transports().expect("they load");
     let restless = Driver::builder(transports, rig.dir.path().join("restless"))
         .qemu(&rig.env.qemu)
-        .wrap_monitor(|_, monitor| Arc::new(Restless(monitor)))
+        .wrap_monitor(between(Arc::new(Restless)))
         .build()
         .expect("it can be made");
     let rig = rig.with_driver(restless);

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use driver::{Defaults, Domain, Driver, Error, ErrorKind, Landing, MigrateOptions, Run};
 use monitor_qmp::command::Cont;
-use monitor_qmp::{Closed, Deadline, Error as QmpError, Greeting, Health, Qmp, Reply, Request};
+use monitor_qmp::{Error as QmpError, Qmp, Reply, Request};
 use remote_migrate::{Answer, Call, Owner, Peer, PeerError, Report, Request as Question};
 use tokio::time::Instant;
 
 use super::post_copy::{breaks, in_post_copy, is_in_post_copy, turned_to_post_copy, unlimited};
 use super::{SECOND, at_full_speed, counts_on, is_performing, peer, slow};
+use crate::between::{GoBetween, between};
 use crate::recovery::{cut, cut_at};
 use crate::rig::{Rig, Signal, boot, kill};
 
@@ -70,9 +71,8 @@ enum Fault {
     Late,
 }
 
-/// A monitor with which that goes wrong once.
+/// Has that go wrong once.
 struct Fragile {
-    monitor: Arc<dyn Qmp>,
     fault: Fault,
     victim: Victim,
 }
@@ -81,46 +81,30 @@ struct Fragile {
 type Victim = Arc<Mutex<Option<(PathBuf, Driver)>>>;
 
 #[async_trait]
-impl Qmp for Fragile {
-    async fn call(&self, request: Request) -> Result<Reply, QmpError> {
+impl GoBetween for Fragile {
+    async fn call(&self, monitor: &dyn Qmp, request: Request) -> Result<Reply, QmpError> {
         let is_the_one = request.name == "cont";
         let victim = is_the_one.then(|| self.victim.lock().expect("no panic").take());
         let Some((place, driver)) = victim.flatten() else {
-            return self.monitor.call(request).await;
+            return monitor.call(request).await;
         };
         let deadline = request.deadline;
         match self.fault {
             Fault::CutBefore => {}
-            Fault::CutAfter => drop(self.monitor.call(request).await.expect("it runs")),
+            Fault::CutAfter => drop(monitor.call(request).await.expect("it runs")),
             Fault::Late => {
                 let copy = driver.by_name("web").expect("it is known");
                 let qemu = copy.observed().pid.expect("it has a process");
                 kill(qemu, Signal::STOP);
-                let late = self.monitor.call(request).await;
+                let late = monitor.call(request).await;
                 kill(qemu, Signal::CONT);
                 return Err(late.expect_err("it stands"));
             }
         }
         cut_at(&place);
-        self.monitor.closed().await;
-        let lost = self.monitor.call(Request::new(&Cont, deadline)?).await;
+        monitor.closed().await;
+        let lost = monitor.call(Request::new(&Cont, deadline)?).await;
         Err(lost.expect_err("it is closed"))
-    }
-
-    async fn settled(&self, deadline: Deadline) -> Result<(), QmpError> {
-        self.monitor.settled(deadline).await
-    }
-
-    fn health(&self) -> Health {
-        self.monitor.health()
-    }
-
-    fn greeting(&self) -> &Greeting {
-        self.monitor.greeting()
-    }
-
-    async fn closed(&self) -> Closed {
-        self.monitor.closed().await
     }
 }
 
@@ -151,7 +135,10 @@ fn fragile(rig: &Rig, domain: &Domain, fault: Fault) -> (Rig, Victim) {
     let run_dir = rig.dir.path().join("there");
     let socket = run_dir.join(format!("{}/monitor.sock", domain.uuid()));
     let victim = Victim::default();
-    let known = victim.clone();
+    let fragile = Arc::new(Fragile {
+        fault,
+        victim: victim.clone(),
+    });
     let transports = rig.env.transports().expect("they load");
     let there = Driver::builder(transports, run_dir)
         .state_dir(rig.dir.path().join("there-state"))
@@ -161,14 +148,7 @@ fn fragile(rig: &Rig, domain: &Domain, fault: Fault) -> (Rig, Victim) {
             ..Defaults::default()
         })
         .landing(Landing::unix())
-        .wrap_monitor(move |_, monitor| {
-            let victim = known.clone();
-            Arc::new(Fragile {
-                monitor,
-                fault,
-                victim,
-            })
-        })
+        .wrap_monitor(between(fragile))
         .build();
     let there = rig.with_driver(there.expect("its directories are free"));
     let whose = (socket, there.driver.clone());
