@@ -2,6 +2,7 @@
 
 use std::future::IntoFuture;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use driver::{Became, Driver, ErrorKind};
@@ -33,13 +34,16 @@ pub(super) async fn a_guest_that_is_paused_on_its_way_is_still_paused_when_its_d
     is_paused(&rig, &web).await;
 }
 
-/// Refuses to stop the guest.
-struct Restless;
+/// Refuses to stop the guest the first time.
+#[derive(Default)]
+struct Restless {
+    has_refused: AtomicBool,
+}
 
 #[async_trait]
 impl GoBetween for Restless {
     async fn call(&self, monitor: &dyn Qmp, request: Request) -> Result<Reply, Error> {
-        if request.name == "stop" {
+        if request.name == "stop" && !self.has_refused.swap(true, Ordering::Relaxed) {
             return Err(Error::refused(
                 request.name,
                 ErrorClass::GenericError,
@@ -55,7 +59,7 @@ pub(super) async fn a_guest_whose_pause_was_refused_on_its_way_arrives_running(r
     let transports = rig.env.transports().expect("they load");
     let restless = Driver::builder(transports, rig.dir.path().join("restless"))
         .qemu(&rig.env.qemu)
-        .wrap_monitor(between(Arc::new(Restless)))
+        .wrap_monitor(between(Arc::new(Restless::default())))
         .build()
         .expect("it can be made");
     let rig = rig.with_driver(restless);
