@@ -16,6 +16,7 @@
 //!  Perform   moves memory, stops the guest  ═══════►   loads
 //!            journal: handing over
 //!  ─ ─ ─ ─ ─ the point of return ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─
+//!            lets the last of the memory go ══════►    loads
 //!  Finish    ───────────── Finish ──────────────────►  all loaded? journal: mine; starts the guest
 //!            ◄──────────── owned, or refused ────────
 //!            journal: released, or kept
@@ -23,6 +24,11 @@
 //!            ───────────── Confirm ─────────────────►  forgets, or discards and forgets
 //!            forgets
 //! ```
+//!
+//! The last of the memory goes once the journal says that the guest may be offered: a copy that is complete is known as the
+//! guest as it was last, also if the source's host goes down with the guest. That takes a guest that its host has stopped
+//! ([`Stopped`]): one that QEMU has stopped it also lets run again by itself, so of that one all must be known to be there
+//! before the journal says so.
 //!
 //! `Finish` is the one message that gives ownership away. Before it is sent the source's journal says
 //! so; before the guest is started the destination's journal says so. If its answer is lost, the guest
