@@ -5,6 +5,7 @@
 
 mod bygone;
 mod cookies;
+mod following;
 mod leaving;
 mod sending;
 mod switchover;
@@ -43,7 +44,8 @@ use tune::{Lead, underway};
 pub use tune::Tuning;
 
 pub(crate) use cookies::{Bring, Moving, read};
-pub(crate) use sending::{is_post_copy, only as only_capabilities};
+pub(crate) use following::is_post_copy;
+pub(crate) use sending::only as only_capabilities;
 pub(crate) use tune::{Moves, Underway};
 
 /// How long QEMU may take to obey a cancel. It takes some milliseconds.
@@ -392,8 +394,8 @@ async fn free_if_stuck(domain: &Domain, rescue: &Rescue) -> Infallible {
     loop {
         sleep(FREE_AFTER).await;
         let status = domain.observed().migration;
-        if sending::is_over(status.as_ref()).is_none() {
-            sending::cut(rescue).await;
+        if following::is_over(status.as_ref()).is_none() {
+            following::cut(rescue).await;
         }
     }
 }

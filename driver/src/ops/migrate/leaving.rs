@@ -16,7 +16,8 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::sending::{self, is_over, only};
+use super::following::{self, is_over};
+use super::sending::{self, only};
 use super::tune::Lead;
 use super::{MigrateOptions, Moving};
 use crate::domain::{Domain, Sight};
@@ -188,7 +189,7 @@ impl SourceHost for Leaving<'_> {
             sending::begin(&mut op, to, &self.options).await?;
             let rescue = op.rescue()?;
             let watch = Watch::new(self.options.policy.clone());
-            sending::follow(&mut op, &rescue, to, meter, watch, &self.lead).await
+            following::follow(&mut op, &rescue, to, meter, watch, &self.lead).await
         };
         performed.await.map_err(HostError::new)
     }
@@ -198,7 +199,7 @@ impl SourceHost for Leaving<'_> {
         op.set_phase("switchover");
         let completed = async {
             let rescue = op.rescue()?;
-            sending::complete(&mut op, &rescue, meter).await
+            following::complete(&mut op, &rescue, meter).await
         };
         completed.await.map_err(HostError::new)
     }
@@ -208,7 +209,7 @@ impl SourceHost for Leaving<'_> {
         // The journal says so already.
         op.job().pass_point_of_return();
         op.set_phase("switch");
-        let switched = sending::switch(&mut op, to, &self.options).await;
+        let switched = following::switch(&mut op, to, &self.options).await;
         switched.map_err(HostError::new)
     }
 
@@ -224,7 +225,7 @@ impl SourceHost for Leaving<'_> {
             if let Some(to) = to {
                 sending::resume(&mut op, to).await?;
             }
-            sending::follow_rest(&mut op, meter).await
+            following::follow_rest(&mut op, meter).await
         };
         drained.await.map_err(HostError::new)
     }

@@ -1,48 +1,24 @@
-//! What a QEMU is told that sends its guest's memory: over which connection, how fast, until when.
-//!
-//! ```text
-//!  begin ─► follow ─► the guest stands still ─► complete ─► completed
-//!             │ post-copy wanted
-//!             ▼
-//!           switch ─► follow_rest ─► completed
-//!                         ▲  │ the stream broke
-//!                         └──┴─ resume
-//! ```
-//!
-//! QEMU waits before the switchover for the last of the memory to be let go (`pause-before-switchover`), so that the journal
-//! is written first. The guest was stopped from here before, if it could be: QEMU 7.2 lets a guest run again by itself only
-//! if it has stopped it itself.
-//!
-//! Once post-copy began, neither a cancel nor a `cont` is sent: QEMU 7.2 obeys both, and the guest would run twice.
+//! What a QEMU is told that is to send its guest's memory: over which connection, with what on. How it does is
+//! [followed](super::following).
 
 use std::time::Duration;
 
-use futures::future::try_join;
-use monitor_qmp::command::{
-    self, MigrationCapability, MigrationInfo, MigrationStatus, YankInstance,
-};
-use remote_migrate::{Meter, Prepared, Reason, Stopped, Transfer};
-use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use monitor_qmp::command::{self, MigrationCapability, MigrationStatus};
+use remote_migrate::{Prepared, Reason};
+use tokio::time::Instant;
 
-use super::switchover::{self, Next, POLL, Seen, Switchover};
-use super::tune::Lead;
-use super::{Bring, MigrateOptions};
-use crate::access::Rescue;
+use super::{Bring, MigrateOptions, switchover};
 use crate::error::{Cause, Error, io};
 use crate::landing::Way;
 use crate::ops::AsyncOp;
-use crate::policy::{Advice, Remedy, Watch};
+use crate::policy::Remedy;
 use crate::stream_tls::{self, End};
 
 /// The name under which QEMU keeps the connection.
 const FD_NAME: &str = "vmwright-migrate";
 
-/// Bytes a second for the last of it, as QEMU itself would send it: as fast as it goes.
-const UNBOUND: u64 = 1 << 50;
-
 /// Per cent of a guest's time that QEMU takes at first, more each time, and at most: its own defaults.
-const THROTTLE: (u8, u8, u8) = (20, 10, 99);
+pub(super) const THROTTLE: (u8, u8, u8) = (20, 10, 99);
 
 /// All capabilities that this driver ever turns on, beside `events`, which stays on. What one migration left on would be in
 /// the way of the next, or of a save.
@@ -63,32 +39,6 @@ pub(crate) fn only(on: &[&str]) -> command::MigrateSetCapabilities {
         ..MigrationCapability::on(name)
     }));
     command::MigrateSetCapabilities { capabilities }
-}
-
-/// Whether the migration moved the guest (`true`), or left it where it was (`false`); nothing while it is under way.
-pub(super) fn is_over(status: Option<&MigrationStatus>) -> Option<bool> {
-    match status {
-        Some(MigrationStatus::Completed) => Some(true),
-        None
-        | Some(MigrationStatus::None | MigrationStatus::Failed | MigrationStatus::Cancelled) => {
-            Some(false)
-        }
-        Some(_) => None,
-    }
-}
-
-/// Whether the memory is in two halves.
-pub(crate) fn is_post_copy(status: Option<&MigrationStatus>) -> bool {
-    use MigrationStatus as Is;
-    matches!(
-        status,
-        Some(
-            Is::PostcopyActive
-                | Is::PostcopyPaused
-                | Is::PostcopyRecover
-                | Is::PostcopyRecoverSetup
-        )
-    )
 }
 
 /// Has QEMU begin to send the guest's memory.
@@ -144,297 +94,6 @@ pub(super) async fn begin(
     Ok(())
 }
 
-/// Follows QEMU until the guest stands still and the last of its memory waits to be let go, and says who has stopped it.
-pub(super) async fn follow(
-    op: &mut AsyncOp,
-    rescue: &Rescue,
-    to: &Prepared,
-    meter: &Meter,
-    mut watch: Watch,
-    lead: &Lead,
-) -> Result<Stopped, Error> {
-    let (silence, patience) = {
-        let defaults = &op.domain().0.context.defaults;
-        (defaults.silence, defaults.connect)
-    };
-    let began = Instant::now();
-    let mut transfer = Transfer::default();
-    let (mut switchover, mut by_host) = (Switchover::default(), false);
-    loop {
-        let mut changes = op.domain().changes();
-        let info = ask(op, rescue, silence).await?;
-        transfer = report(op, meter, &info).unwrap_or(transfer);
-        match watch.look(began.elapsed(), transfer) {
-            Advice::GoOn => {}
-            Advice::Try(remedy) => apply(op, lead, remedy).await?,
-            Advice::GiveUp(why) if is_over(info.status.as_ref()).is_none() => {
-                return Err(Cause::Failed(why.to_owned()).into());
-            }
-            Advice::GiveUp(_) => {}
-        }
-        match info.status {
-            // Where QEMU connects by itself, nobody may answer, which it takes for waiting for two minutes.
-            Some(MigrationStatus::Setup) if began.elapsed() > patience => {
-                let what = "QEMU to connect to the other side";
-                let waited = began.elapsed();
-                return Err(Cause::TimedOut { what, waited }.into());
-            }
-            Some(MigrationStatus::PreSwitchover | MigrationStatus::Completed) => {
-                return Ok(match by_host {
-                    true => Stopped::ByHost,
-                    false => Stopped::ByHypervisor,
-                });
-            }
-            Some(MigrationStatus::Active) if !op.domain().observed().run.is_running() => {
-                // For the last of it, or by its user, which is as good.
-                by_host = by_host || stop(op).await?;
-                changes.wait(POLL).await;
-            }
-            Some(MigrationStatus::Active) => {
-                let bounds = *lead.bounds.borrow();
-                match switchover.look(began.elapsed(), seen(&info, transfer), bounds) {
-                    Next::Ask(after) => changes.wait(after).await,
-                    Next::Stop(after) if !after.is_zero() && changes.come_within(after).await => {}
-                    Next::Stop(_) => by_host = stop_for_the_last(op).await?,
-                }
-            }
-            status => match is_over(status.as_ref()) {
-                Some(_) => return Err(given_up_on(to, info.error_desc)),
-                None => changes.wait(POLL).await,
-            },
-        }
-    }
-}
-
-/// Stops the guest, so that what is left is sent at once. Whether it was that which stopped it.
-async fn stop_for_the_last(op: &mut AsyncOp) -> Result<bool, Error> {
-    let by_host = stop(op).await?;
-    if by_host {
-        // QEMU may be asleep still, and reads it when it wakes.
-        let mut parameters = command::MigrateSetParameters::default();
-        parameters.max_bandwidth = Some(UNBOUND);
-        op.monitor().await?.execute(parameters).await?;
-    }
-    Ok(by_host)
-}
-
-/// Stops the guest. Whether it stands still by that, or by what came before it, and not by QEMU's own stop before the
-/// switchover: only then does nobody but this driver let it run again.
-async fn stop(op: &mut AsyncOp) -> Result<bool, Error> {
-    use command::RunState as Is;
-    let monitor = op.monitor().await?;
-    // In one go, before QEMU can be through with the rest.
-    let (stop, status) = (
-        monitor.execute(command::Stop),
-        monitor.execute(command::QueryStatus),
-    );
-    let status = try_join(stop, status).await?.1.status;
-    // One that sleeps (`suspended`) is woken by itself.
-    Ok(matches!(
-        status,
-        Is::Paused
-            | Is::IoError
-            | Is::GuestPanicked
-            | Is::InternalError
-            | Is::Watchdog
-            | Is::Shutdown
-    ))
-}
-
-/// Lets the last of the memory go, and follows QEMU until it says that all was acknowledged.
-pub(super) async fn complete(
-    op: &mut AsyncOp,
-    rescue: &Rescue,
-    meter: &Meter,
-) -> Result<(), Error> {
-    let defaults = op.domain().0.context.defaults;
-    // As in post-copy.
-    let standing = defaults.silence * 2;
-    let (mut moved, mut since) = (0, Instant::now());
-    let mut switchover = Gate::default();
-    loop {
-        op.extend(defaults.command);
-        let mut changes = op.domain().changes();
-        // By its events, which say the same sooner.
-        let told = op.domain().observed().migration.clone();
-        switchover.open(op, told.as_ref()).await?;
-        if told == Some(MigrationStatus::Completed) {
-            return Ok(());
-        }
-        let info = ask(op, rescue, defaults.silence).await?;
-        report(op, meter, &info);
-        let now = info.ram.map_or(moved, |ram| ram.transferred);
-        if now != moved {
-            (moved, since) = (now, Instant::now());
-        }
-        switchover.open(op, info.status.as_ref()).await?;
-        if is_post_copy(info.status.as_ref()) {
-            return Err(Cause::State("its memory is in two halves".into()).into());
-        }
-        match is_over(info.status.as_ref()) {
-            Some(true) => return Ok(()),
-            Some(false) => return Err(given_up(info.error_desc)),
-            None if since.elapsed() > standing => {
-                let what = "the last of the memory to move";
-                let waited = since.elapsed();
-                return Err(Cause::TimedOut { what, waited }.into());
-            }
-            None => changes.wait(POLL).await,
-        }
-    }
-}
-
-/// Before the switchover QEMU waits to be let go on, which it takes once: a moment passes until it says that it has.
-#[derive(Default)]
-struct Gate {
-    is_open: bool,
-}
-
-impl Gate {
-    async fn open(
-        &mut self,
-        op: &mut AsyncOp,
-        status: Option<&MigrationStatus>,
-    ) -> Result<(), Error> {
-        if status == Some(&MigrationStatus::PreSwitchover) && !self.is_open {
-            let state = MigrationStatus::PreSwitchover;
-            let monitor = op.monitor().await?;
-            monitor.execute(command::MigrateContinue { state }).await?;
-            self.is_open = true;
-        }
-        Ok(())
-    }
-}
-
-/// Does what may help it to its end. Whoever waits for post-copy hears of it.
-async fn apply(op: &mut AsyncOp, lead: &Lead, remedy: Remedy) -> Result<(), Error> {
-    info!(
-        domain = op.domain().name(),
-        ?remedy,
-        "a migration does not come to its end by itself"
-    );
-    let mut parameters = command::MigrateSetParameters::default();
-    match remedy {
-        Remedy::Throttle => {
-            let (initial, increment, most) = THROTTLE;
-            parameters.cpu_throttle_initial = Some(initial);
-            parameters.cpu_throttle_increment = Some(increment);
-            parameters.max_cpu_throttle = Some(most);
-        }
-        Remedy::Downtime(limit) => {
-            lead.bounds.send_modify(|bounds| bounds.downtime = limit);
-            return Ok(());
-        }
-        Remedy::PostCopy => {
-            lead.control.post_copy();
-            return Ok(());
-        }
-        Remedy::GiveUp => return Ok(()),
-    }
-    op.monitor().await?.execute(parameters).await?;
-    Ok(())
-}
-
-/// Asks QEMU how far it is. If it is silent for so long, its main loop is stuck at the last of the memory, behind a link
-/// that is down: that is cut, past the main loop, and the guest goes on here (test bed, section 6).
-async fn ask(op: &mut AsyncOp, rescue: &Rescue, silence: Duration) -> Result<MigrationInfo, Error> {
-    let asking = async { op.monitor().await?.execute(command::QueryMigrate).await };
-    tokio::pin!(asking);
-    let mut silences = 0_u32;
-    loop {
-        tokio::select! {
-            info = &mut asking => return info,
-            () = sleep(silence), if silences == 0 => {
-                silences += 1;
-                cut(rescue).await;
-            }
-        }
-    }
-}
-
-/// Cuts the stream past QEMU's main loop. Only before the point of return.
-pub(super) async fn cut(rescue: &Rescue) {
-    let instances = vec![YankInstance::Migration];
-    match rescue.execute(command::Yank { instances }).await {
-        Ok(_) => warn!("the stream of a migration was cut since QEMU was stuck in it"),
-        // There may be none any more.
-        Err(error) => warn!(
-            error = format!("{error:#}"),
-            "a stuck QEMU could not be freed"
-        ),
-    }
-}
-
-/// Turns to post-copy. Done when the guest is stopped for good and the destination has what it needs to start it, or when
-/// all of it has moved meanwhile.
-pub(super) async fn switch(
-    op: &mut AsyncOp,
-    to: &Prepared,
-    options: &MigrateOptions,
-) -> Result<(), Error> {
-    let info = op.monitor().await?.execute(command::QueryMigrate).await?;
-    if is_over(info.status.as_ref()) == Some(false) {
-        begin(op, to, options).await?;
-    }
-    if is_over(info.status.as_ref()) != Some(true) {
-        let monitor = op.monitor().await?;
-        monitor.execute(command::MigrateStartPostcopy).await?;
-    }
-    let mut switchover = Gate::default();
-    loop {
-        let mut changes = op.domain().changes();
-        let monitor = op.monitor().await?;
-        let info = monitor.execute(command::QueryMigrate).await?;
-        let is_running = monitor.execute(command::QueryStatus).await?.running;
-        drop(monitor);
-        switchover.open(op, info.status.as_ref()).await?;
-        match is_over(info.status.as_ref()) {
-            Some(true) => return Ok(()),
-            Some(false) => return Err(given_up(info.error_desc)),
-            None if is_post_copy(info.status.as_ref()) && !is_running => return Ok(()),
-            None => changes.wait(POLL).await,
-        }
-    }
-}
-
-/// Follows QEMU while it sends the rest of the memory to a guest that runs there already. What has no deadline: nothing can
-/// be taken back any more.
-pub(super) async fn follow_rest(op: &mut AsyncOp, meter: &Meter) -> Result<(), Error> {
-    let defaults = op.domain().0.context.defaults;
-    // The kernel ends a stream that is dead before that. One that lives and moves nothing has nothing more to move, or
-    // QEMU has missed the other side's last word.
-    let standing = defaults.silence * 2;
-    let (mut moved, mut since) = (0, Instant::now());
-    loop {
-        op.extend(defaults.command);
-        let mut changes = op.domain().changes();
-        let info = op.monitor().await?.execute(command::QueryMigrate).await?;
-        report(op, meter, &info);
-        let now = info.ram.map_or(moved, |ram| ram.transferred);
-        if now != moved {
-            (moved, since) = (now, Instant::now());
-        }
-        match info.status {
-            Some(MigrationStatus::PostcopyActive) if since.elapsed() > standing => {
-                let waited = since.elapsed();
-                let what = "the rest of the memory to move";
-                return Err(Cause::TimedOut { what, waited }.into());
-            }
-            Some(MigrationStatus::PostcopyPaused) => {
-                let reason = info.error_desc.unwrap_or_default();
-                return Err(
-                    Cause::Failed(format!("its stream broke in post-copy {reason}")).into(),
-                );
-            }
-            status => match is_over(status.as_ref()) {
-                Some(true) => return Ok(()),
-                Some(false) => return Err(given_up(info.error_desc)),
-                None => changes.wait(POLL).await,
-            },
-        }
-    }
-}
-
 /// Goes on with post-copy over a new connection.
 pub(super) async fn resume(op: &mut AsyncOp, to: &Prepared) -> Result<(), Error> {
     op.extend(op.domain().0.context.defaults.connect);
@@ -462,7 +121,7 @@ pub(super) async fn resume(op: &mut AsyncOp, to: &Prepared) -> Result<(), Error>
     Ok(())
 }
 
-fn bring(to: &Prepared) -> Result<Bring, Error> {
+pub(super) fn bring(to: &Prepared) -> Result<Bring, Error> {
     let bring = super::read(&to.cookie);
     Ok(bring.map_err(|error| Cause::State(Reason::of(&error).as_str().to_owned()))?)
 }
@@ -483,94 +142,6 @@ async fn connect(
     Ok(Some(shown.map_err(io("show the ticket at", &*to.connect))?))
 }
 
-fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer> {
-    let is_still = !op.domain().observed().run.is_running() || is_post_copy(info.status.as_ref());
-    let transfer = transfer(info, is_still)?;
-    let estimate = meter.report(transfer);
-    op.report_transfer(transfer, estimate);
-    Some(transfer)
-}
-
-/// How far it is, if QEMU says so. At first, after a failure, and in the instant in which it says `completed`, its counters
-/// may be missing or read 0 (7.2): that is no progress, and none undone.
-fn transfer(info: &MigrationInfo, is_still: bool) -> Option<Transfer> {
-    let ram = info.ram.as_ref().filter(|ram| ram.total > 0)?;
-    Some(Transfer {
-        sent: ram.transferred,
-        remaining: ram.remaining,
-        total: ram.total,
-        pass: ram.dirty_sync_count,
-        // In post-copy it goes on to say what the guest wrote before.
-        dirty_rate: if is_still {
-            0
-        } else {
-            ram.dirty_pages_rate.saturating_mul(ram.page_size)
-        },
-        is_still,
-    })
-}
-
-fn seen(info: &MigrationInfo, transfer: Transfer) -> Seen {
-    let rate = info.ram.as_ref().map_or(0.0, |ram| ram.mbps * 1e6 / 8.0);
-    Seen {
-        pass: transfer.pass,
-        sent: transfer.sent,
-        remaining: transfer.remaining,
-        dirty_rate: transfer.dirty_rate,
-        rate: rate as u64,
-    }
-}
-
-fn given_up(reason: Option<String>) -> Error {
-    let reason = reason.unwrap_or_else(|| "QEMU gave it up without a reason".into());
-    Cause::Failed(reason).into()
-}
-
-/// Names the other side where QEMU says that TLS was at fault, which knows it by its words alone.
-fn given_up_on(to: &Prepared, reason: Option<String>) -> Error {
-    let peer = bring(to).ok().and_then(|bring| bring.tls);
-    match (peer, reason) {
-        (Some(peer), Some(reason)) if reason.contains("TLS") || reason.contains("ertificate") => {
-            Cause::Tls { peer, reason }.into()
-        }
-        (_, reason) => given_up(reason),
-    }
-}
-
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{from_value, json};
-
-    use super::*;
-
-    fn told(ram: &serde_json::Value, is_still: bool) -> Option<Transfer> {
-        let mut info = json!({"status": "completed"});
-        if !ram.is_null() {
-            info["ram"] = ram.clone();
-        }
-        transfer(&from_value(info).expect("as QEMU says it"), is_still)
-    }
-
-    #[test]
-    fn counters_that_read_0_are_no_progress() {
-        let ram = |total: u64, sent: u64| {
-            json!({
-                "transferred": sent, "remaining": 0, "total": total, "dirty-sync-count": 0, "dirty-pages-rate": 3,
-                "page-size": 4096, "duplicate": 0, "skipped": 0, "normal": 0, "normal-bytes": 0, "mbps": 0.0,
-                "postcopy-requests": 0, "multifd-bytes": 0, "pages-per-second": 0, "subpage-count": 0,
-                "precopy-bytes": 0, "downtime-bytes": 0, "postcopy-bytes": 0, "dirty-sync-missed-zero-copy": 0,
-            })
-        };
-        assert_eq!(told(&json!(null), false), None);
-        assert_eq!(told(&ram(0, 0), false), None);
-        let told =
-            |is_still| told(&ram(1 << 28, 1 << 20), is_still).expect("it says how far it is");
-        let (moved, still) = (told(false), told(true));
-        assert_eq!((moved.sent, moved.dirty_rate), (1 << 20, 3 * 4096));
-        assert_eq!((still.is_still, still.dirty_rate), (true, 0));
-    }
 }

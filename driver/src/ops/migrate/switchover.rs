@@ -95,7 +95,7 @@ impl Switchover {
                 false => Next::Ask(POLL),
             };
         }
-        let turns = self.turns.get_or_insert(Turns::new(at, seen.sent));
+        let turns = self.turns.get_or_insert_with(|| Turns::new(at, seen.sent));
         match turns.look(at, seen.sent) {
             Turn::Unknown => Next::Ask(FINE),
             Turn::None if fits => Next::Stop(Duration::ZERO),
