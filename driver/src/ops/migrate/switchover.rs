@@ -14,7 +14,9 @@
 //!
 //! Of a bandwidth QEMU sends a tenth of a second's share at once and sleeps for the rest of that, and nothing wakes it (7.2,
 //! `migration_rate_limit`): a guest that is stopped at any moment stands still for the rest of the sleep for nothing, 50 ms
-//! on average. The sleep shows in that nothing is sent, and it ends a tenth of a second after the one before.
+//! on average. The sleep shows in that nothing is sent, and it ends a tenth of a second after the one before. While it is
+//! awake, and all that is left is within the share of this turn, it would not sleep before the end: that is as good a moment,
+//! and the last before QEMU's own stop.
 //!
 //! A guest that writes next to nothing QEMU stops first, all the same: what is left is below its own measure before anything
 //! can be sent from here.
@@ -83,7 +85,8 @@ impl Switchover {
         if self.pass.is_none_or(|(pass, _)| pass != seen.pass) {
             self.pass = Some((seen.pass, at));
         }
-        let left = self.takes(at, seen);
+        let bytes = self.left(at, seen);
+        let left = Duration::try_from_secs_f64(bytes / seen.rate as f64).unwrap_or(Duration::MAX);
         // What the guest wrote in the first pass nobody knows before the second.
         let fits = seen.pass > 1 && left <= bounds.downtime;
         // Within a fifth: what holds it up is the bandwidth, and not the link.
@@ -100,18 +103,20 @@ impl Switchover {
             Turn::Unknown => Next::Ask(FINE),
             Turn::None if fits => Next::Stop(Duration::ZERO),
             Turn::None => Next::Ask(POLL),
+            Turn::Wakes(_) if fits && turns.has_room(seen.sent, bytes, bounds.bandwidth) => {
+                Next::Stop(Duration::ZERO)
+            }
             Turn::Wakes(wakes) if fits && wakes >= at + LEAD => Next::Stop(wakes - LEAD - at),
             // Until then, to see when exactly it does.
             Turn::Wakes(wakes) => Next::Ask(wakes.saturating_sub(at).max(FINE)),
         }
     }
 
-    /// How long it would take to send all that is left.
-    fn takes(&self, at: Duration, seen: Seen) -> Duration {
+    /// Bytes, what the guest wrote since this pass began among them.
+    fn left(&self, at: Duration, seen: Seen) -> f64 {
         let began = self.pass.map_or(at, |(_, began)| began);
         let written = seen.dirty_rate as f64 * at.saturating_sub(began).as_secs_f64();
-        let seconds = (seen.remaining as f64 + written) / seen.rate as f64;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        seen.remaining as f64 + written
     }
 }
 
@@ -123,6 +128,8 @@ struct Turns {
     /// When so much had been sent.
     last: (Duration, u64),
     is_asleep: bool,
+    /// What had been sent when it woke last.
+    woke_with: u64,
     /// When it wakes next.
     wakes: Option<Duration>,
 }
@@ -141,8 +148,15 @@ impl Turns {
             since: at,
             last: (at, sent),
             is_asleep: false,
+            woke_with: sent,
             wakes: None,
         }
+    }
+
+    /// Whether so many bytes more are within its share of this turn, less what it may count otherwise.
+    fn has_room(&self, sent: u64, left: f64, bandwidth: u64) -> bool {
+        let share = bandwidth as f64 * TURN.as_secs_f64();
+        sent.saturating_sub(self.woke_with) as f64 + left <= share * 15.0 / 16.0
     }
 
     fn look(&mut self, at: Duration, sent: u64) -> Turn {
@@ -155,6 +169,7 @@ impl Turns {
             // It woke after it was looked at last, and not before it was to.
             let woke = self.wakes.map_or(before, |wakes| before.max(wakes));
             self.wakes = Some(woke.min(at) + TURN);
+            self.woke_with = had_sent;
         }
         match self.wakes {
             Some(wakes) if at < wakes + TURN / 2 => Turn::Wakes(wakes),
@@ -245,7 +260,12 @@ mod tests {
                 let stopped = stopped(777 * MS, left, phase);
                 let early = sleeps(stopped, phase);
                 let what = format!("{phase:?}, {left}: stopped {early:?} before");
-                assert!(early >= LEAD && early <= LEAD + 2 * FINE, "{what}");
+                // Or while it is awake.
+                let is_awake = early > TURN - 4 * MS;
+                assert!(
+                    is_awake || early >= LEAD && early <= LEAD + 2 * FINE,
+                    "{what}"
+                );
             }
         }
     }
@@ -259,6 +279,25 @@ mod tests {
             let ends = 777 * MS + 15 * (TURN + MS / 2);
             assert!(stopped < ends + TURN + 10 * MS, "{phase}: {stopped:?}");
         }
+    }
+
+    #[test]
+    fn while_it_is_awake_and_has_room_for_all_that_is_left_there_is_no_better_moment() {
+        // Asleep, and awake for 1 ms of 4: a quarter of its share is sent.
+        let looks = |left| {
+            let mut switchover = Switchover::default();
+            let mut next = Next::Ask(FINE);
+            for (at, sent) in [(90, 0), (93, 0), (101, MIB / 2)] {
+                let seen = Seen {
+                    sent: 100 * MIB + sent,
+                    ..seen(left)
+                };
+                next = switchover.look(at * MS, seen, BOUNDS);
+            }
+            next
+        };
+        assert_eq!(looks(MIB), Next::Stop(Duration::ZERO));
+        assert!(matches!(looks(3 * MIB / 2), Next::Stop(after) if after > TURN / 2));
     }
 
     #[test]
