@@ -20,7 +20,7 @@ use crate::witness::{Life, Witness};
 /// Between two looks at what tells nobody that it changed.
 pub(crate) const LOOK: Duration = Duration::from_millis(5);
 /// MiB a second: fast where memory is not the point, slow where the fault is to come while it moves.
-const FAST: u64 = 100;
+const FAST: u64 = 48;
 const SLOW: u64 = 24;
 /// MiB of the guest.
 const MEMORY: u64 = 128;
