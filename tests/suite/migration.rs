@@ -114,6 +114,8 @@ tests! {
     a_connect_that_nobody_answers_is_given_up_and_leaves_the_guest_where_it_was,
     a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_by_a_cancel,
     a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_it_is_silent_too_long,
+    a_guest_that_waits_for_the_last_of_its_memory_to_go_runs_on_after_a_cancel,
+    a_guest_does_not_stand_still_for_memory_that_goes_nowhere,
     what_the_agent_was_asked_at_the_switchover_ends_as_lost_and_it_answers_there,
     a_destination_that_is_cancelled_leaves_the_guest_where_it_was,
     a_guest_that_writes_faster_than_can_be_sent_stays_when_its_policy_says_so,

@@ -13,7 +13,7 @@ use driver::{
     Defaults, Disk, DiskFormat, Domain, Error, ErrorKind, Guest, Landing, MigrateOptions, Op, Run,
 };
 use job_core::JobKind;
-use monitor_qmp::command::MigrateSetParameters;
+use monitor_qmp::command::{MigrateSetParameters, MigrationStatus, RunState};
 use remote_migrate::{
     Answer, Call, Cookie, InProcess, Owner, Peer, PeerError, Prepared, Reply, Report, Request,
 };
@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use super::policy::busy;
 use super::tuned::asked;
 use super::{SECOND, is_performing, peer, slow};
 use crate::rig::{Rig, boot};
@@ -303,6 +304,54 @@ pub(super) async fn a_main_loop_that_is_stuck_behind_a_dead_link_is_freed_when_i
     let (rig, there) = (Rig::with(&rig.env, defaults), Rig::new(&rig.env));
     let (domain, moving) = stuck(&rig, &there).await;
     assert_eq!(moving.await.expect("no panic"), ErrorKind::Migration);
+    goes_on_here(&rig, &domain).await;
+}
+
+/// A guest that its driver has stopped for the last of its memory, of which nothing moves any more.
+async fn held_up(rig: &Rig, there: &Rig) -> (Domain, Moving) {
+    let domain = busy(rig).await;
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let narrow = Arc::new(Narrow {
+        there: peer(there),
+        path: rig.dir.path().join("narrow"),
+        is_dead: is_dead.clone(),
+    });
+    // All that it writes anew may go while it stands still, and takes seconds.
+    let options = MigrateOptions {
+        bandwidth: Some(0),
+        downtime: Some(60 * SECOND),
+        ..MigrateOptions::default()
+    };
+    let moving = tokio::spawn(domain.migrate(narrow, options).into_future());
+    let is_stopped = |seen: &driver::Observed| seen.run == Run::Qemu(RunState::Paused);
+    let stopped = domain.wait_for(is_stopped, Instant::now() + 60 * SECOND);
+    let stopped = stopped.await.expect("it is stopped");
+    assert_eq!(stopped.migration, Some(MigrationStatus::Active));
+    is_dead.store(true, Ordering::SeqCst);
+    (domain, moving)
+}
+
+pub(super) async fn a_guest_that_waits_for_the_last_of_its_memory_to_go_runs_on_after_a_cancel(
+    rig: Rig,
+) {
+    let there = Rig::new(&rig.env);
+    let (domain, moving) = held_up(&rig, &there).await;
+    domain.cancel_job("test").expect("it was not offered yet");
+    let error = moving.await.expect("no panic").expect_err("it stays");
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    goes_on_here(&rig, &domain).await;
+}
+
+pub(super) async fn a_guest_does_not_stand_still_for_memory_that_goes_nowhere(rig: Rig) {
+    let defaults = Defaults {
+        silence: 2 * SECOND,
+        ..Defaults::default()
+    };
+    let (rig, there) = (Rig::with(&rig.env, defaults), Rig::new(&rig.env));
+    let (domain, moving) = held_up(&rig, &there).await;
+    let error = moving.await.expect("no panic").expect_err("it stays");
+    let text = format!("{error:#}");
+    assert!(text.contains("the last of the memory to move"), "{text}");
     goes_on_here(&rig, &domain).await;
 }
 

@@ -78,10 +78,21 @@ pub(super) async fn follow(
     let began = Instant::now();
     let mut transfer = Transfer::default();
     let (mut switchover, mut by_host) = (Switchover::default(), false);
+    // Since when it stands still for the last of its memory, and none of that has moved.
+    let mut waits: Option<(Instant, u64)> = None;
     loop {
         let mut changes = op.domain().changes();
         let info = ask(op, rescue, silence).await?;
         transfer = report(op, meter, &info).unwrap_or(transfer);
+        waits = waits.map(|(since, sent)| match sent == transfer.sent {
+            true => (since, sent),
+            false => (Instant::now(), transfer.sent),
+        });
+        if let Some((since, _)) = waits.filter(|(since, _)| since.elapsed() > silence) {
+            let what = "the last of the memory to move";
+            let waited = since.elapsed();
+            return Err(Cause::TimedOut { what, waited }.into());
+        }
         match watch.look(began.elapsed(), transfer) {
             Advice::GoOn => {}
             Advice::Try(remedy) => apply(op, lead, remedy).await?,
@@ -109,12 +120,15 @@ pub(super) async fn follow(
                 changes.wait(POLL).await;
             }
             Some(MigrationStatus::Active) => {
-                by_host = false;
+                (by_host, waits) = (false, None);
                 let bounds = *lead.bounds.borrow();
                 match switchover.look(began.elapsed(), seen(&info, transfer), bounds) {
                     Next::Ask(after) => changes.wait(after).await,
                     Next::Stop(after) if !after.is_zero() && changes.come_within(after).await => {}
-                    Next::Stop(_) => by_host = stop_for_the_last(op).await?,
+                    Next::Stop(_) => {
+                        by_host = stop_for_the_last(op).await?;
+                        waits = Some((Instant::now(), transfer.sent));
+                    }
                 }
             }
             status => match is_over(status.as_ref()) {
