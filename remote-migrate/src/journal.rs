@@ -4,7 +4,7 @@
 //!
 //! | side | stage | is on disk before |
 //! |---|---|---|
-//! | source | `HandingOver` | the last of the memory goes, and `Finish` is sent: from here on the source may not resume by itself |
+//! | source | `HandingOver` | the last of the memory goes, and `Finish` is sent: from here on a daemon that finds it so may not resume by itself |
 //! | source | `Switching` | post-copy begins: from here on a guest that is stopped is not resumed |
 //! | source | `HandingOverHalf` | as `HandingOver`, after `Switching` |
 //! | source | `Kept` | the guest is resumed |

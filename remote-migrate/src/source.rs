@@ -29,7 +29,7 @@
 //! 1. `Finish` is asked only while the journal says `HandingOver` or `HandingOverHalf`. So is the last of the memory let go
 //!    of a guest that its host has stopped: a copy that is complete is known as the guest as it was last, also if this host
 //!    goes down.
-//! 2. After that the guest is resumed only when the destination has said that it never will own it,
+//! 2. Once `Finish` may have been sent the guest is resumed only when the destination has said that it never will own it,
 //!    and its copy is ended only when the destination has said that it does. An operator may say either in its place.
 //! 3. Once post-copy may have begun its copy is ended only when the destination, or an operator in its place, has said that
 //!    all of the memory is there, or when nothing that memory could help is left.
@@ -72,8 +72,8 @@ pub struct SourceMachine {
     /// The journal may say `Switching` or `HandingOver` although the record here does not: a write failed. What is written
     /// next ends that.
     doubtful: bool,
-    /// All of the memory is there, by the word of QEMU.
-    is_complete: bool,
+    /// Nothing is held back any more: the host has let the last of the memory go, or has turned to post-copy.
+    is_let_go: bool,
     at: At,
 }
 
@@ -169,7 +169,7 @@ impl SourceMachine {
             is_older: false,
             prepared: None,
             doubtful: false,
-            is_complete: false,
+            is_let_go: false,
             at,
         }
     }
@@ -269,21 +269,29 @@ impl SourceMachine {
                 self.at = At::CompletingUnoffered;
             }
             (At::CompletingUnoffered, In::Completed) => {
-                self.is_complete = true;
+                self.is_let_go = true;
                 self.advance(SourceStage::HandingOver);
             }
             (At::Performing(to), In::Switch) => {
                 self.prepared = Some(to);
                 self.advance(SourceStage::Switching);
             }
-            (At::Switching(_), In::Switched) => self.advance(SourceStage::HandingOverHalf),
+            (At::Switching(_), In::Switched) => {
+                self.is_let_go = true;
+                self.advance(SourceStage::HandingOverHalf);
+            }
             (At::Switching(_), In::SwitchFailed) => self.look(),
 
             (At::Completing { first }, In::Completed) => self.at = At::AskingFinish { first },
             // What was never offered gave nothing away.
-            (At::Completing { first: true }, In::CompleteFailed) => self.given_back(),
-            (At::Completing { first: false }, In::CompleteFailed) => {
-                self.at = At::AskingFinish { first: false };
+            (At::Completing { first: true }, In::CompleteFailed)
+                if self.record.stage == SourceStage::HandingOver =>
+            {
+                self.given_back();
+            }
+            // In two halves there is nothing to complete, and no way back.
+            (At::Completing { first }, In::CompleteFailed) => {
+                self.at = At::AskingFinish { first };
             }
 
             (At::Draining | At::Resuming(_), In::Drained) => self.look(),
@@ -494,7 +502,9 @@ impl SourceMachine {
             }
             SourceStage::Perform => self.prepared.take().map_or(inspecting, At::Performing),
             SourceStage::Switching => self.prepared.take().map_or(inspecting, At::Switching),
-            SourceStage::HandingOver if !self.is_complete => At::Completing { first: true },
+            SourceStage::HandingOver | SourceStage::HandingOverHalf if !self.is_let_go => {
+                At::Completing { first: true }
+            }
             SourceStage::HandingOver | SourceStage::HandingOverHalf => {
                 At::AskingFinish { first: true }
             }
@@ -536,14 +546,15 @@ impl SourceMachine {
             }),
             SourceVerdict::HandOver => match stage {
                 // An earlier life may not have come to let the last of it go.
-                SourceStage::HandingOver if local == GuestState::Stopped && waits(heard) => {
+                SourceStage::HandingOver | SourceStage::HandingOverHalf
+                    if local == GuestState::Stopped && waits(heard) =>
+                {
                     self.at = At::Completing { first: false };
                 }
                 SourceStage::HandingOver | SourceStage::HandingOverHalf => {
                     self.at = At::AskingFinish { first: false };
                 }
-                stage if stage.may_be_halved() => self.advance(SourceStage::HandingOverHalf),
-                _ => self.advance(SourceStage::HandingOver),
+                _ => self.advance(SourceStage::HandingOverHalf),
             },
             SourceVerdict::Ask => self.at = At::AskingStatus { local },
             SourceVerdict::InDoubt => self.at = At::Pausing(Again::Inspect),

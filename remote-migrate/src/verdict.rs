@@ -12,15 +12,14 @@ use crate::{
 
 /// What the source's host sees of its own copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(
-    clippy::exhaustive_enums,
-    reason = "a copy is in one of these three states"
-)]
+#[expect(clippy::exhaustive_enums, reason = "a copy is in one of these states")]
 pub enum GuestState {
     /// QEMU is alive and the guest runs, or would run if its user had not paused it before the migration.
     Running,
     /// QEMU is alive and the guest is stopped because of the migration.
     Stopped,
+    /// QEMU is alive and has given the migration up, and the guest is stopped: it is let run by whoever may, and not by QEMU.
+    GivenUp,
     /// QEMU is dead. Whether the guest had run on after its memory was complete on the other side the record says: not, if
     /// the guest was stopped before the last of it went.
     Gone,
@@ -174,14 +173,14 @@ fn unoffered(stage: &SourceStage, local: GuestState, heard: Heard) -> SourceVerd
     match (local, heard) {
         // In post-copy QEMU does not let it run again, or on half of its memory: only forward.
         (GuestState::Stopped, _) if *stage == SourceStage::Switching => HandOver,
-        (GuestState::Running | GuestState::Stopped, _) => Keep,
+        (GuestState::Running | GuestState::Stopped | GuestState::GivenUp, _) => Keep,
         (GuestState::Gone, Heard::NotAsked | Heard::Ruled(_)) => Ask,
         (GuestState::Gone, Heard::Silence) => InDoubt,
         (GuestState::Gone, Heard::NoRecord) => Lost { nowhere: true },
         (GuestState::Gone, Heard::Said(status)) => match status.copy {
             Some(CopyState::Gone(_)) => Lost { nowhere: true },
             None | Some(CopyState::Switched | CopyState::Partial) => Lost { nowhere: false },
-            // Complete, or still reading what is in flight: QEMU had stopped the guest itself, and resumes one by itself when
+            // Complete, or still reading what is in flight: then QEMU had stopped the guest itself, and resumes one itself when
             // it takes a migration for failed. It may be older than what ran here last, so it is neither started nor
             // discarded without a person.
             Some(_) => InDoubt,
@@ -305,7 +304,12 @@ mod tests {
     use super::*;
     use crate::phase::{Phase, Side};
 
-    const LOCAL: [GuestState; 3] = [GuestState::Running, GuestState::Stopped, GuestState::Gone];
+    const LOCAL: [GuestState; 4] = [
+        GuestState::GivenUp,
+        GuestState::Running,
+        GuestState::Stopped,
+        GuestState::Gone,
+    ];
 
     const OFFERED: [SourceStage; 3] = [
         SourceStage::HandingOver,

@@ -27,6 +27,8 @@ use crate::stream_tls;
 const POLL: Duration = Duration::from_millis(100);
 /// What undoing may take, whatever was left of the job's own time.
 const UNDO: Duration = Duration::from_secs(30);
+/// Milliseconds that a guest which runs on may stand still at the end: QEMU's own default.
+const DOWNTIME: u64 = 300;
 /// QEMU's own limit, 128 MiB/s, is meant for networks; with 0 the disk takes what it takes.
 const UNLIMITED: u64 = 0;
 /// The name under which QEMU keeps the file's descriptor.
@@ -187,6 +189,8 @@ async fn write(op: &mut AsyncOp, file: &SaveFile, options: SaveOptions) -> Resul
     stream_tls::take_off(&monitor).await?;
     let mut parameters = command::MigrateSetParameters::default();
     parameters.max_bandwidth = Some(options.bandwidth.unwrap_or(UNLIMITED));
+    // A migration that was given up has left less, with which one that runs on might never be saved.
+    parameters.downtime_limit = Some(DOWNTIME);
     monitor.execute(parameters).await?;
     monitor
         .execute_with_fds(

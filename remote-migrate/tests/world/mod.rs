@@ -324,6 +324,13 @@ impl Steps<'_> {
                 self.source_does("source looks", move |world| {
                     (SIn::Local(seen), world.touches_no_more())
                 });
+                if seen == GuestState::Stopped
+                    && matches!(self.from.copy, Copied::Dead | Copied::Complete)
+                {
+                    self.source_does("source looks, and QEMU has given up", move |world| {
+                        (SIn::Local(GuestState::GivenUp), world.touches_no_more())
+                    });
+                }
                 self.source_fails("source cannot look", |_| (SIn::InspectFailed, None));
             }
             SourceAction::Confirm(outcome) => {
@@ -477,8 +484,17 @@ impl Steps<'_> {
             });
             return;
         }
-        self.source_does("the last of the memory moves", |world| {
+        let stage = self.from.source.as_ref().map(SourceMachine::stage);
+        let is_half = stage == Some(&SourceStage::HandingOverHalf);
+        if is_half && self.from.copy == Copied::Incoming {
+            self.source_does("what waited for post-copy to begin is let go", |world| {
+                world.copy = Copied::Switched;
+                (SIn::CompleteFailed, None)
+            });
+        }
+        self.source_does("the last of the memory moves", move |world| {
             world.copy = Copied::Complete;
+            world.truth.by_qemu |= is_half;
             (SIn::Completed, None)
         });
         self.source_fails(
@@ -494,7 +510,6 @@ impl Steps<'_> {
                 (SIn::CompleteFailed, None)
             });
         }
-        let stage = self.from.source.as_ref().map(SourceMachine::stage);
         if stage == Some(&SourceStage::Perform) {
             self.source_fails("QEMU resumes the guest at the end", |world| {
                 world.copy = Copied::Complete;
@@ -527,6 +542,13 @@ impl Steps<'_> {
             world.copy = Copied::Switched;
             (SIn::SwitchFailed, None)
         });
+        self.source_does(
+            "the guest is stopped, and what begins post-copy waits",
+            |world| {
+                world.guest = Life::Stopped;
+                (SIn::SwitchFailed, None)
+            },
+        );
         self.source_fails("post-copy does not begin", |_| (SIn::SwitchFailed, None));
         self.source_fails("memory breaks off at the turn", |world| {
             world.copy = Copied::Dead;

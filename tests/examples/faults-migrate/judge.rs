@@ -223,10 +223,13 @@ impl Bed {
         have_come.collect()
     }
 
-    /// Whether the source's copy was killed after its last byte was sent and before it was offered. The other one is whole,
-    /// and nobody can prove that it is the newest: QEMU lets a guest run again by itself when it takes a migration for failed.
+    /// Whether the source's copy was killed after its last byte was sent and before its journal said that it may be offered,
+    /// as it is of a guest that QEMU has stopped itself. The other one is whole, and nobody can prove that it is the newest:
+    /// QEMU lets such a guest run again by itself when it takes a migration for failed.
     fn is_left_to_a_person(&mut self, struck: Struck) -> Result<bool, String> {
-        if struck.killed != Some(Side::Source) {
+        let stage = self.stage(Side::Source);
+        let is_unoffered = matches!(stage.as_deref(), Some("perform" | "switching"));
+        if struck.killed != Some(Side::Source) || !is_unoffered {
             return Ok(false);
         }
         let waits = |life: Life| life.is_loaded && life.spans.is_empty();

@@ -116,7 +116,8 @@ pub(super) async fn follow(
             }
             Some(MigrationStatus::Active) if !op.domain().observed().run.is_running() => {
                 // For the last of it, or by its user, which is as good.
-                by_host = by_host || stop(op).await?;
+                let asking = op.monitor().await?.execute(command::QueryStatus).await?;
+                by_host = stands_still(&asking.status);
                 changes.wait(POLL).await;
             }
             Some(MigrationStatus::Active) => {
@@ -151,27 +152,32 @@ async fn stop_for_the_last(op: &mut AsyncOp) -> Result<bool, Error> {
     Ok(by_host)
 }
 
-/// Stops the guest. Whether it stands still by that, or by what came before it, and not by QEMU's own stop before the
-/// switchover: only then does nobody but this driver let it run again.
+/// Stops the guest. Whether it [stands still](stands_still) by that.
 async fn stop(op: &mut AsyncOp) -> Result<bool, Error> {
-    use command::RunState as Is;
     let monitor = op.monitor().await?;
     // In one go, before QEMU can be through with the rest.
     let (stop, status) = (
         monitor.execute(command::Stop),
         monitor.execute(command::QueryStatus),
     );
-    let status = try_join(stop, status).await?.1.status;
-    // One that sleeps (`suspended`) is woken by itself.
-    Ok(matches!(
+    Ok(stands_still(&try_join(stop, status).await?.1.status))
+}
+
+/// Whether a guest stands still by a stop from outside, or by what it did itself, and not by QEMU's own before the
+/// switchover (`finish-migrate`): only then does nobody but this driver let it run again. One that sleeps (`suspended`) is
+/// woken by itself.
+fn stands_still(status: &command::RunState) -> bool {
+    use command::RunState as Is;
+    matches!(
         status,
         Is::Paused
+            | Is::PreLaunch
             | Is::IoError
             | Is::GuestPanicked
             | Is::InternalError
             | Is::Watchdog
             | Is::Shutdown
-    ))
+    )
 }
 
 /// Lets the last of the memory go, and follows QEMU until it says that all was acknowledged.
@@ -285,7 +291,8 @@ async fn ask(op: &mut AsyncOp, rescue: &Rescue, silence: Duration) -> Result<Mig
     }
 }
 
-/// Cuts the stream past QEMU's main loop. Only before the point of return.
+/// Cuts the stream past QEMU's main loop. Only before the guest may be in two halves: then the copy that is not whole by then
+/// never is.
 pub(super) async fn cut(rescue: &Rescue) {
     let instances = vec![YankInstance::Migration];
     match rescue.execute(command::Yank { instances }).await {

@@ -271,7 +271,7 @@ impl SourceHost for Leaving<'_> {
         Ok(match (status.running, is_over(info.status.as_ref())) {
             (true, _) => GuestState::Running,
             (false, Some(true)) | (false, None) => GuestState::Stopped,
-            (false, Some(false)) => GuestState::Running,
+            (false, Some(false)) => GuestState::GivenUp,
         })
     }
 }

@@ -100,6 +100,7 @@ impl Switchover {
         }
         let turns = self.turns.get_or_insert_with(|| Turns::new(at, seen.sent));
         match turns.look(at, seen.sent) {
+            Turn::Stalled => Next::Ask(POLL),
             Turn::Unknown => Next::Ask(FINE),
             Turn::None if fits => Next::Stop(Duration::ZERO),
             Turn::None => Next::Ask(POLL),
@@ -125,6 +126,8 @@ impl Switchover {
 struct Turns {
     /// When it was seen asleep last, or looked at first.
     since: Duration,
+    /// When it was seen to have sent more.
+    moved: Duration,
     /// When so much had been sent.
     last: (Duration, u64),
     is_asleep: bool,
@@ -137,6 +140,8 @@ struct Turns {
 /// What is known of its turns.
 enum Turn {
     Unknown,
+    /// Nothing is sent at all.
+    Stalled,
     /// It does not sleep.
     None,
     Wakes(Duration),
@@ -146,6 +151,7 @@ impl Turns {
     fn new(at: Duration, sent: u64) -> Self {
         Self {
             since: at,
+            moved: at,
             last: (at, sent),
             is_asleep: false,
             woke_with: sent,
@@ -171,7 +177,11 @@ impl Turns {
             self.wakes = Some(woke.min(at) + TURN);
             self.woke_with = had_sent;
         }
+        if sent != had_sent {
+            self.moved = at;
+        }
         match self.wakes {
+            _ if at.saturating_sub(self.moved) > 2 * TURN => Turn::Stalled,
             Some(wakes) if at < wakes + TURN / 2 => Turn::Wakes(wakes),
             _ if at.saturating_sub(self.since) > 2 * TURN => Turn::None,
             _ => Turn::Unknown,
