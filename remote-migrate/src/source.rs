@@ -289,7 +289,7 @@ impl SourceMachine {
             {
                 self.given_back();
             }
-            // In two halves there is nothing to complete, and no way back.
+            // One that may have been offered is asked for; in two halves there is nothing to complete, and no way back.
             (At::Completing { first }, In::CompleteFailed) => {
                 self.at = At::AskingFinish { first };
             }

@@ -18,8 +18,10 @@
 //! awake, and all that is left is within the share of this turn, it would not sleep before the end: that is as good a moment,
 //! and the last before QEMU's own stop.
 //!
-//! A guest that writes next to nothing QEMU stops first, all the same: what is left is below its own measure before anything
-//! can be sent from here.
+//! QEMU stops a guest first, all the same, of which less is left than is sent before an answer of QEMU's can be read here: one
+//! that writes next to nothing, or, on a host that is busy, one whose second pass is through in the turn in which the first
+//! ends. What closes that is not built: to stop it just before the turn in which the first pass ends, to look at what is left,
+//! and to let it run on if that is too much.
 
 use std::time::Duration;
 
