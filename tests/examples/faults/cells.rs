@@ -409,7 +409,7 @@ pub(crate) const CELLS: [[Cell; 2]; 33] = [
     cell(
         Doing::Stream,
         ANY,
-        100_000,
+        20_000,
         Row::BlockJob,
         [&["Kept"], &["Ended"]],
         RUNNING,
