@@ -14,9 +14,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "a copy is in one of these states")]
 pub enum GuestState {
-    /// QEMU is alive and the guest runs, or would run if its user had not paused it before the migration.
+    /// QEMU is alive and the guest runs.
     Running,
-    /// QEMU is alive and the guest is stopped because of the migration.
+    /// QEMU is alive, at the migration or through with it, and the guest is stopped.
     Stopped,
     /// QEMU is alive and has given the migration up, and the guest is stopped: it is let run by whoever may, and not by QEMU.
     GivenUp,

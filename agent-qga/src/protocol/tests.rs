@@ -7,7 +7,7 @@ use ::tests::hostile::{Campaign, Dice};
 use proptest::prelude::*;
 
 use super::*;
-use crate::hostile::bytes;
+use crate::hostile::{PIECES, bytes};
 
 const MAX: usize = 256;
 
@@ -193,19 +193,6 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let pieces: Vec<&[u8]> = vec![
-        b"{\"return\": {}}\n",
-        b"{\"return\": {\"a\": [1, 2]}}\n",
-        b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"x\"}}\n",
-        b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"x\"}}\n",
-        b"{\"ret",
-        b"urn\": 1}\n",
-        b"\xFF",
-        b"\n",
-        b" \r\n",
-        b"[[[[[[[[[[",
-        b"\"\\\"",
-    ];
     let signals = vec![
         Signal::PortOpened,
         Signal::PortClosed,
@@ -220,7 +207,7 @@ fn act() -> impl Strategy<Value = Act> {
         6 => any::<bool>().prop_map(Act::Send),
         1 => prop::sample::select(signals).prop_map(Act::Note),
         4 => (0..3_usize).prop_map(Act::Nonce),
-        6 => prop::sample::select(pieces).prop_map(|piece| Act::Bytes(piece.to_vec())),
+        6 => prop::sample::select(&PIECES[..]).prop_map(|piece| Act::Bytes(piece.to_vec())),
         2 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Act::Bytes),
         1 => (0..3 * MAX).prop_map(|length| Act::Bytes(vec![b'x'; length])),
     ]

@@ -70,7 +70,7 @@ impl Changes {
     /// Cancel safe.
     pub(crate) async fn wait(&mut self, limit: Duration) {
         // Nothing for so long is a reason to ask as well.
-        let _late = timeout(limit, self.0.changed()).await;
+        let _in_time = self.come_within(limit).await;
     }
 
     /// Waits so long. Whether something was observed before that.

@@ -112,7 +112,11 @@ mod tests {
             }
             goes_on += 1;
             for read in on_disk(stage, before, doubtful) {
-                for local in [GuestState::Running, GuestState::Stopped] {
+                for local in [
+                    GuestState::Running,
+                    GuestState::Stopped,
+                    GuestState::GivenUp,
+                ] {
                     for heard in [Heard::NotAsked, Heard::Silence, Heard::NoRecord] {
                         let verdict = verdict::source(&read, local, heard);
                         assert_eq!(verdict, SourceVerdict::Keep, "{stage:?}, {read:?}");

@@ -35,6 +35,8 @@ use crate::policy::{Advice, Remedy, Watch};
 
 /// Bytes a second for the last of it, as QEMU itself would send it: as fast as it goes.
 const UNBOUND: u64 = 1 << 50;
+/// What is waited for once the guest stands still.
+const LAST: &str = "the last of the memory to move";
 
 /// Whether the migration moved the guest (`true`), or left it where it was (`false`); nothing while it is under way.
 pub(super) fn is_over(status: Option<&MigrationStatus>) -> Option<bool> {
@@ -78,20 +80,15 @@ pub(super) async fn follow(
     let began = Instant::now();
     let mut transfer = Transfer::default();
     let (mut switchover, mut by_host) = (Switchover::default(), false);
-    // Since when it stands still for the last of its memory, and none of that has moved.
-    let mut waits: Option<(Instant, u64)> = None;
+    // While it stands still for the last of its memory.
+    let mut stream: Option<Stream> = None;
     loop {
         let mut changes = op.domain().changes();
         let info = ask(op, rescue, silence).await?;
         transfer = report(op, meter, &info).unwrap_or(transfer);
-        waits = waits.map(|(since, sent)| match sent == transfer.sent {
-            true => (since, sent),
-            false => (Instant::now(), transfer.sent),
-        });
-        if let Some((since, _)) = waits.filter(|(since, _)| since.elapsed() > silence) {
-            let what = "the last of the memory to move";
-            let waited = since.elapsed();
-            return Err(Cause::TimedOut { what, waited }.into());
+        let stands = stream.as_mut().map(|stream| stream.stands(&info));
+        if let Some(waited) = stands.filter(|waited| *waited > silence) {
+            return Err(Cause::TimedOut { what: LAST, waited }.into());
         }
         match watch.look(began.elapsed(), transfer) {
             Advice::GoOn => {}
@@ -115,20 +112,22 @@ pub(super) async fn follow(
                 });
             }
             Some(MigrationStatus::Active) if !op.domain().observed().run.is_running() => {
-                // For the last of it, or by its user, which is as good.
-                let asking = op.monitor().await?.execute(command::QueryStatus).await?;
-                by_host = stands_still(&asking.status);
+                // For the last of it, or by its user, which is as good. Nobody but this driver can take that back.
+                if !by_host {
+                    let seen = op.monitor().await?.execute(command::QueryStatus).await?;
+                    by_host = stands_still(&seen.status);
+                }
                 changes.wait(POLL).await;
             }
             Some(MigrationStatus::Active) => {
-                (by_host, waits) = (false, None);
+                (by_host, stream) = (false, None);
                 let bounds = *lead.bounds.borrow();
                 match switchover.look(began.elapsed(), seen(&info, transfer), bounds) {
                     Next::Ask(after) => changes.wait(after).await,
                     Next::Stop(after) if !after.is_zero() && changes.come_within(after).await => {}
                     Next::Stop(_) => {
                         by_host = stop_for_the_last(op).await?;
-                        waits = Some((Instant::now(), transfer.sent));
+                        stream = Some(Stream::new(transfer.sent));
                     }
                 }
             }
@@ -189,7 +188,7 @@ pub(super) async fn complete(
     let defaults = op.domain().0.context.defaults;
     // As in post-copy.
     let standing = defaults.silence * 2;
-    let (mut moved, mut since) = (0, Instant::now());
+    let mut stream = Stream::new(0);
     let mut switchover = Gate::default();
     loop {
         op.extend(defaults.command);
@@ -202,10 +201,7 @@ pub(super) async fn complete(
         }
         let info = ask(op, rescue, defaults.silence).await?;
         report(op, meter, &info);
-        let now = info.ram.map_or(moved, |ram| ram.transferred);
-        if now != moved {
-            (moved, since) = (now, Instant::now());
-        }
+        let waited = stream.stands(&info);
         switchover.open(op, info.status.as_ref()).await?;
         if is_post_copy(info.status.as_ref()) {
             return Err(Cause::State("its memory is in two halves".into()).into());
@@ -213,10 +209,8 @@ pub(super) async fn complete(
         match is_over(info.status.as_ref()) {
             Some(true) => return Ok(()),
             Some(false) => return Err(given_up(info.error_desc)),
-            None if since.elapsed() > standing => {
-                let what = "the last of the memory to move";
-                let waited = since.elapsed();
-                return Err(Cause::TimedOut { what, waited }.into());
+            None if waited > standing => {
+                return Err(Cause::TimedOut { what: LAST, waited }.into());
             }
             None => changes.wait(POLL).await,
         }
@@ -344,19 +338,15 @@ pub(super) async fn follow_rest(op: &mut AsyncOp, meter: &Meter) -> Result<(), E
     // The kernel ends a stream that is dead before that. One that lives and moves nothing has nothing more to move, or
     // QEMU has missed the other side's last word.
     let standing = defaults.silence * 2;
-    let (mut moved, mut since) = (0, Instant::now());
+    let mut stream = Stream::new(0);
     loop {
         op.extend(defaults.command);
         let mut changes = op.domain().changes();
         let info = op.monitor().await?.execute(command::QueryMigrate).await?;
         report(op, meter, &info);
-        let now = info.ram.map_or(moved, |ram| ram.transferred);
-        if now != moved {
-            (moved, since) = (now, Instant::now());
-        }
+        let waited = stream.stands(&info);
         match info.status {
-            Some(MigrationStatus::PostcopyActive) if since.elapsed() > standing => {
-                let waited = since.elapsed();
+            Some(MigrationStatus::PostcopyActive) if waited > standing => {
                 let what = "the rest of the memory to move";
                 return Err(Cause::TimedOut { what, waited }.into());
             }
@@ -372,6 +362,28 @@ pub(super) async fn follow_rest(op: &mut AsyncOp, meter: &Meter) -> Result<(), E
                 None => changes.wait(POLL).await,
             },
         }
+    }
+}
+
+/// How much a stream has moved, and since when no more than that.
+struct Stream {
+    moved: u64,
+    since: Instant,
+}
+
+impl Stream {
+    fn new(moved: u64) -> Self {
+        let since = Instant::now();
+        Self { moved, since }
+    }
+
+    /// For how long nothing has moved. A QEMU that does not say how much has moved counts for one of which nothing has.
+    fn stands(&mut self, info: &MigrationInfo) -> Duration {
+        let said = info.ram.as_ref().map(|ram| ram.transferred);
+        if let Some(moved) = said.filter(|moved| *moved != self.moved) {
+            *self = Self::new(moved);
+        }
+        self.since.elapsed()
     }
 }
 

@@ -142,6 +142,6 @@ async fn connect(
     Ok(Some(shown.map_err(io("show the ticket at", &*to.connect))?))
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
