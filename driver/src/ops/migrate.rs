@@ -8,6 +8,7 @@ mod cookies;
 mod following;
 mod leaving;
 mod sending;
+mod stopping;
 mod switchover;
 mod threshold;
 mod tune;
@@ -63,10 +64,13 @@ const DOWNTIME: Duration = Duration::from_millis(300);
     reason = "any value is valid; built with `..MigrateOptions::default()`"
 )]
 pub struct MigrateOptions {
-    /// At most so many bytes a second; QEMU's own default is 128 MiB/s.
+    /// At most so many bytes a second; QEMU's own default is 128 MiB/s. The last of the memory, for which the guest stands
+    /// still, goes as fast as it can.
     pub bandwidth: Option<u64>,
     /// The longest the guest may stand still for the last of its memory; QEMU's own default is 300 ms. It is stopped as soon
-    /// as what is left can be sent within that.
+    /// as what is left can be sent within that. Whether it can nobody knows while QEMU goes over the memory for the first
+    /// time: at the end of that, and up to three times in all, the guest is stopped to see, and runs on after some
+    /// milliseconds if it cannot.
     pub downtime: Option<Duration>,
     /// Whether QEMU takes time from the guest's processors if it writes faster than can be sent.
     pub auto_converge: bool,

@@ -18,23 +18,21 @@
 
 use std::time::Duration;
 
-use futures::future::try_join;
-use monitor_qmp::command::{self, MigrationInfo, MigrationStatus, YankInstance};
+use monitor_qmp::command::{self, MigrationInfo, MigrationStatus, RunState, YankInstance};
 use remote_migrate::{Meter, Prepared, Stopped, Transfer};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::MigrateOptions;
 use super::sending::{THROTTLE, begin, bring};
-use super::switchover::{Next, POLL, Seen, Switchover};
+use super::stopping::{UNBOUND, let_run, limit, stands_still, stop};
+use super::switchover::{Next, POLL, Seen, Switchover, Trial};
 use super::tune::Lead;
 use crate::access::Rescue;
 use crate::error::{Cause, Error};
 use crate::ops::AsyncOp;
 use crate::policy::{Advice, Remedy, Watch};
 
-/// Bytes a second for the last of it, as QEMU itself would send it: as fast as it goes.
-const UNBOUND: u64 = 1 << 50;
 /// What is waited for once the guest stands still.
 const LAST: &str = "the last of the memory to move";
 
@@ -80,11 +78,14 @@ pub(super) async fn follow(
     let began = Instant::now();
     let mut transfer = Transfer::default();
     let (mut switchover, mut by_host) = (Switchover::default(), false);
+    let mut is_on_trial = false;
     // While it stands still for the last of its memory.
     let mut stream: Option<Stream> = None;
     loop {
         let mut changes = op.domain().changes();
+        let asked = Instant::now();
         let info = ask(op, rescue, silence).await?;
+        let took = asked.elapsed();
         transfer = report(op, meter, &info).unwrap_or(transfer);
         let stands = stream.as_mut().map(|stream| stream.stands(&info));
         if let Some(waited) = stands.filter(|waited| *waited > silence) {
@@ -111,6 +112,19 @@ pub(super) async fn follow(
                     false => Stopped::ByHypervisor,
                 });
             }
+            Some(MigrationStatus::Active) if is_on_trial => {
+                let (at, bounds) = (began.elapsed(), *lead.bounds.borrow());
+                let next = switchover.on_trial(at, seen(&info, transfer, took), bounds);
+                is_on_trial = matches!(next, Trial::Ask(_));
+                match next {
+                    Trial::Ask(after) => changes.wait(after).await,
+                    Trial::Keep => limit(op, UNBOUND).await?,
+                    Trial::LetRun => {
+                        limit(op, bounds.bandwidth).await?;
+                        by_host = !let_run(op).await?;
+                    }
+                }
+            }
             Some(MigrationStatus::Active) if !op.domain().observed().run.is_running() => {
                 // For the last of it, or by its user, which is as good. Nobody but this driver can take that back.
                 if !by_host {
@@ -122,11 +136,26 @@ pub(super) async fn follow(
             Some(MigrationStatus::Active) => {
                 (by_host, stream) = (false, None);
                 let bounds = *lead.bounds.borrow();
-                match switchover.look(began.elapsed(), seen(&info, transfer), bounds) {
+                match switchover.look(began.elapsed(), seen(&info, transfer, took), bounds) {
                     Next::Ask(after) => changes.wait(after).await,
-                    Next::Stop(after) if !after.is_zero() && changes.come_within(after).await => {}
+                    Next::Stop(after) | Next::Try(after, _)
+                        if !after.is_zero() && changes.come_within(after).await => {}
                     Next::Stop(_) => {
-                        by_host = stop_for_the_last(op).await?;
+                        by_host = stands_still(&stop(op).await?);
+                        stream = Some(Stream::new(transfer.sent));
+                        if by_host {
+                            limit(op, UNBOUND).await?;
+                        }
+                    }
+                    Next::Try(_, bandwidth) => {
+                        limit(op, bandwidth).await?;
+                        let status = stop(op).await?;
+                        by_host = stands_still(&status);
+                        // By something else it stands still for good, or not at all.
+                        is_on_trial = status == RunState::Paused;
+                        if !is_on_trial {
+                            limit(op, bounds.bandwidth).await?;
+                        }
                         stream = Some(Stream::new(transfer.sent));
                     }
                 }
@@ -137,46 +166,6 @@ pub(super) async fn follow(
             },
         }
     }
-}
-
-/// Stops the guest, so that what is left is sent at once. Whether it was that which stopped it.
-async fn stop_for_the_last(op: &mut AsyncOp) -> Result<bool, Error> {
-    let by_host = stop(op).await?;
-    if by_host {
-        // QEMU may be asleep still, and reads it when it wakes.
-        let mut parameters = command::MigrateSetParameters::default();
-        parameters.max_bandwidth = Some(UNBOUND);
-        op.monitor().await?.execute(parameters).await?;
-    }
-    Ok(by_host)
-}
-
-/// Stops the guest. Whether it [stands still](stands_still) by that.
-async fn stop(op: &mut AsyncOp) -> Result<bool, Error> {
-    let monitor = op.monitor().await?;
-    // In one go, before QEMU can be through with the rest.
-    let (stop, status) = (
-        monitor.execute(command::Stop),
-        monitor.execute(command::QueryStatus),
-    );
-    Ok(stands_still(&try_join(stop, status).await?.1.status))
-}
-
-/// Whether a guest stands still by a stop from outside, or by what it did itself, and not by QEMU's own before the
-/// switchover (`finish-migrate`): only then does nobody but this driver let it run again. One that sleeps (`suspended`) is
-/// woken by itself.
-fn stands_still(status: &command::RunState) -> bool {
-    use command::RunState as Is;
-    matches!(
-        status,
-        Is::Paused
-            | Is::PreLaunch
-            | Is::IoError
-            | Is::GuestPanicked
-            | Is::InternalError
-            | Is::Watchdog
-            | Is::Shutdown
-    )
 }
 
 /// Lets the last of the memory go, and follows QEMU until it says that all was acknowledged.
@@ -414,7 +403,7 @@ fn transfer(info: &MigrationInfo, is_still: bool) -> Option<Transfer> {
     })
 }
 
-fn seen(info: &MigrationInfo, transfer: Transfer) -> Seen {
+fn seen(info: &MigrationInfo, transfer: Transfer, took: Duration) -> Seen {
     let rate = info.ram.as_ref().map_or(0.0, |ram| ram.mbps * 1e6 / 8.0);
     Seen {
         pass: transfer.pass,
@@ -422,6 +411,7 @@ fn seen(info: &MigrationInfo, transfer: Transfer) -> Seen {
         remaining: transfer.remaining,
         dirty_rate: transfer.dirty_rate,
         rate: rate as u64,
+        took,
     }
 }
 

@@ -6,10 +6,11 @@
 //! the guest is stopped from here, by the same measure.
 //!
 //! ```text
-//!  pass 1 ─► too much is left ◄─► it fits ─► nothing slows QEMU ──────────────► stop
-//!                                    │ it keeps to a bandwidth
-//!                                    ▼
-//!                                 is it asleep? ─► when does it wake? ─► just before it does: stop
+//!  a pass ─► too much is left ◄─► it fits ─► nothing slows QEMU ───────────────► stop
+//!              │                     └─ it keeps to a bandwidth ─► it sleeps ─► just before it wakes: stop
+//!              ▼
+//!            just before the pass ends: stop on trial ─► all is through, or the rest fits: that was the stop
+//!                                           └─► too much is left: the guest runs on
 //! ```
 //!
 //! Of a bandwidth QEMU sends a tenth of a second's share at once and sleeps for the rest of that, and nothing wakes it (7.2,
@@ -18,10 +19,12 @@
 //! awake, and all that is left is within the share of this turn, it would not sleep before the end: that is as good a moment,
 //! and the last before QEMU's own stop.
 //!
-//! QEMU stops a guest first, all the same, of which less is left than is sent before an answer of QEMU's can be read here: one
-//! that writes next to nothing, or, on a host that is busy, one whose second pass is through in the turn in which the first
-//! ends. What closes that is not built: to stop it just before the turn in which the first pass ends, to look at what is left,
-//! and to let it run on if that is too much.
+//! How much a guest wrote during a pass nobody knows before that has ended, and if it is little, the next pass is over, and
+//! the guest stopped by QEMU, before an answer of QEMU's can be read here. So it is stopped on trial before that, for some
+//! milliseconds. A guest that was let run again [so often](TRIALS) writes too much for that.
+//!
+//! What is left to QEMU: memory that has moved before its turns are known, in a few tenths of a second, on a host that is too
+//! busy to ask it in time.
 
 use std::time::Duration;
 
@@ -37,8 +40,14 @@ const FINE: Duration = Duration::from_millis(3);
 const TURN: Duration = Duration::from_millis(100);
 /// So long before all that is left fits its turns are learned.
 const NEAR: Duration = Duration::from_millis(300);
-/// So long before it wakes the guest is stopped: two commands and their answers, and the errors of two timers.
+/// So long before it wakes the guest is stopped at the least.
 const LEAD: Duration = Duration::from_millis(4);
+/// How often a guest is stopped on trial: each time its disks are brought to rest.
+const TRIALS: u8 = 3;
+/// How long after its pass was to end a trial is over at the latest: as long as QEMU may take for the share of a turn.
+const LATE: Duration = Duration::from_millis(50);
+/// Between the first two looks at a pass.
+const SOON: Duration = Duration::from_millis(20);
 
 /// What a migration that leaves is held to. Both may change while it is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +70,16 @@ pub(super) struct Seen {
     pub(super) dirty_rate: u64,
     /// Bytes a second that were sent last; 0 before anything is measured.
     pub(super) rate: u64,
+    /// How long QEMU took to say so.
+    pub(super) took: Duration,
+}
+
+impl Seen {
+    /// So long before it wakes, or a pass ends, the guest is stopped: two commands and their answers, and the errors of two
+    /// timers.
+    fn lead(&self) -> Duration {
+        (self.took * 3 / 2).clamp(LEAD, TURN / 4)
+    }
 }
 
 /// What is to be done next.
@@ -70,6 +89,19 @@ pub(super) enum Next {
     Ask(Duration),
     /// The guest is stopped after so long, if QEMU tells of nothing before.
     Stop(Duration),
+    /// The same, and it may run on after that: [`Switchover::on_trial`] says. Meanwhile QEMU keeps to so many bytes a second.
+    Try(Duration, u64),
+}
+
+/// What is to be done about a guest that was stopped on trial, and whose migration is not about to end yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// QEMU is asked again after so long, or once it tells of anything.
+    Ask(Duration),
+    /// What is left fits: it stays as it is.
+    Keep,
+    /// Too much is left, or what is left does not go now: it runs on.
+    LetRun,
 }
 
 /// What was seen so far.
@@ -79,48 +111,146 @@ pub(super) struct Switchover {
     pass: Option<(u64, Duration)>,
     /// How QEMU keeps to a bandwidth, since the end is near.
     turns: Option<Turns>,
+    /// How much was left of the pass when it was measured last.
+    ebb: Option<(Duration, u64)>,
+    trials: u8,
+    trial: Option<OnTrial>,
+}
+
+/// A trial, from when it was proposed.
+#[derive(Clone, Copy, Debug)]
+struct OnTrial {
+    pass: u64,
+    sent: u64,
+    /// When the pass goes on to its end.
+    ends: Duration,
 }
 
 impl Switchover {
     /// What is to be done about one that runs for so long, and is so far.
     pub(super) fn look(&mut self, at: Duration, seen: Seen, bounds: Bounds) -> Next {
-        if self.pass.is_none_or(|(pass, _)| pass != seen.pass) {
-            self.pass = Some((seen.pass, at));
-        }
-        let bytes = self.left(at, seen);
-        let left = Duration::try_from_secs_f64(bytes / seen.rate as f64).unwrap_or(Duration::MAX);
+        let (bytes, left) = self.left(at, seen);
         // What the guest wrote in the first pass nobody knows before the second.
         let fits = seen.pass > 1 && left <= bounds.downtime;
         // Within a fifth: what holds it up is the bandwidth, and not the link.
         let is_capped = bounds.bandwidth > 0 && seen.rate >= bounds.bandwidth / 5 * 4;
-        if !is_capped || left > bounds.downtime.saturating_add(NEAR) {
+        if !is_capped {
             self.turns = None;
-            return match fits {
-                true => Next::Stop(Duration::ZERO),
-                false => Next::Ask(POLL),
-            };
+            return self.look_at_a_stream(at, seen, bounds, fits);
+        }
+        if left > bounds.downtime.saturating_add(NEAR) {
+            self.turns = None;
+            return Next::Ask(POLL);
         }
         let turns = self.turns.get_or_insert_with(|| Turns::new(at, seen.sent));
+        let lead = seen.lead();
+        // A little before it wakes, to see when exactly it does.
+        let rests = |wakes: Duration| wakes.saturating_sub(at + lead + 2 * FINE).max(FINE);
         match turns.look(at, seen.sent) {
             Turn::Stalled => Next::Ask(POLL),
             Turn::Unknown => Next::Ask(FINE),
-            Turn::None if fits => Next::Stop(Duration::ZERO),
-            Turn::None => Next::Ask(POLL),
+            Turn::None => self.look_at_a_stream(at, seen, bounds, fits),
             Turn::Wakes(_) if fits && turns.has_room(seen.sent, bytes, bounds.bandwidth) => {
                 Next::Stop(Duration::ZERO)
             }
-            Turn::Wakes(wakes) if fits && wakes >= at + LEAD => Next::Stop(wakes - LEAD - at),
-            // Until then, to see when exactly it does.
-            Turn::Wakes(wakes) => Next::Ask(wakes.saturating_sub(at).max(FINE)),
+            Turn::Wakes(wakes) if fits && wakes >= at + lead => Next::Stop(wakes - lead - at),
+            Turn::Wakes(wakes) if !fits && self.trials < TRIALS => {
+                let (is_asleep, share) = (turns.is_asleep, share(bounds.bandwidth));
+                // A little more than that may go in a turn.
+                let ends = |share: f64| seen.remaining as f64 <= share * 9.0 / 8.0;
+                match is_asleep {
+                    true if ends(share) => self.propose(at, seen, bounds, wakes),
+                    false if ends(share - turns.sent(seen.sent)) => {
+                        self.propose(at, seen, bounds, at)
+                    }
+                    // Nobody knows how much that will be when it falls asleep.
+                    false if ends(2.0 * share) => Next::Ask(FINE),
+                    _ => Next::Ask(rests(wakes)),
+                }
+            }
+            Turn::Wakes(wakes) => Next::Ask(rests(wakes)),
         }
     }
 
-    /// Bytes, what the guest wrote since this pass began among them.
-    fn left(&self, at: Duration, seen: Seen) -> f64 {
-        let began = self.pass.map_or(at, |(_, began)| began);
-        let written = seen.dirty_rate as f64 * at.saturating_sub(began).as_secs_f64();
-        seen.remaining as f64 + written
+    /// The same of one whose QEMU does not sleep.
+    fn look_at_a_stream(&mut self, at: Duration, seen: Seen, bounds: Bounds, fits: bool) -> Next {
+        if fits {
+            return Next::Stop(Duration::ZERO);
+        }
+        if self.trials >= TRIALS {
+            return Next::Ask(POLL);
+        }
+        let (since, had) = *self.ebb.get_or_insert((at, seen.remaining));
+        if at < since + FINE {
+            return Next::Ask(SOON);
+        }
+        self.ebb = Some((at, seen.remaining));
+        let pace = had.saturating_sub(seen.remaining) as f64 / (at - since).as_secs_f64();
+        let ends = seen.remaining as f64 / pace;
+        let ends = Duration::try_from_secs_f64(ends).unwrap_or(Duration::MAX);
+        // It may be faster in the end.
+        match ends.saturating_sub(seen.lead()) / 2 {
+            after if after > FINE + seen.took => Next::Ask(after.min(POLL)),
+            _ => self.propose(at, seen, bounds, at + ends),
+        }
     }
+
+    /// A trial, just before the pass goes on to its end. All that fits is to go then, so that nobody stands still for a sleep.
+    fn propose(&mut self, at: Duration, seen: Seen, bounds: Bounds, ends: Duration) -> Next {
+        let (pass, sent) = (seen.pass, seen.sent);
+        self.trial = Some(OnTrial { pass, sent, ends });
+        let fits = bounds.bandwidth as f64 * bounds.downtime.as_secs_f64();
+        let most = seen.remaining as f64 + fits;
+        let bandwidth = match bounds.bandwidth {
+            0 => 0,
+            _ => (most / TURN.as_secs_f64()) as u64,
+        };
+        Next::Try(ends.saturating_sub(at + seen.lead()), bandwidth)
+    }
+
+    /// What is to be done about a guest that was stopped as [proposed](Next::Try).
+    pub(super) fn on_trial(&mut self, at: Duration, seen: Seen, bounds: Bounds) -> Trial {
+        let (_, left) = self.left(at, seen);
+        let is_asleep = self.turns.as_mut().is_some_and(|turns| {
+            turns.look(at, seen.sent);
+            turns.is_asleep
+        });
+        let next = match self.trial {
+            Some(begun) if seen.pass > begun.pass => match left <= bounds.downtime {
+                true => Trial::Keep,
+                false => Trial::LetRun,
+            },
+            // It would stand still for all of that sleep.
+            Some(begun) if is_asleep && seen.sent > begun.sent => Trial::LetRun,
+            Some(begun) if at <= begun.ends + LATE.min(bounds.downtime) => Trial::Ask(FINE),
+            _ => Trial::LetRun,
+        };
+        if next == Trial::LetRun {
+            self.trial = None;
+            self.trials += 1;
+        }
+        next
+    }
+
+    /// Bytes, what the guest wrote since this pass began among them, and how long they take.
+    fn left(&mut self, at: Duration, seen: Seen) -> (f64, Duration) {
+        let (_, began) = match self.pass {
+            Some((pass, began)) if pass == seen.pass => (pass, began),
+            _ => {
+                self.ebb = None;
+                *self.pass.insert((seen.pass, at))
+            }
+        };
+        let written = seen.dirty_rate as f64 * at.saturating_sub(began).as_secs_f64();
+        let bytes = seen.remaining as f64 + written;
+        let left = Duration::try_from_secs_f64(bytes / seen.rate as f64);
+        (bytes, left.unwrap_or(Duration::MAX))
+    }
+}
+
+/// Bytes that QEMU sends in a turn.
+fn share(bandwidth: u64) -> f64 {
+    bandwidth as f64 * TURN.as_secs_f64()
 }
 
 /// When QEMU sleeps and wakes, from how much it has sent.
@@ -161,19 +291,22 @@ impl Turns {
         }
     }
 
+    /// Bytes that were sent since it woke.
+    fn sent(&self, sent: u64) -> f64 {
+        sent.saturating_sub(self.woke_with) as f64
+    }
+
     /// Whether so many bytes more are within its share of this turn, less what it may count otherwise.
     fn has_room(&self, sent: u64, left: f64, bandwidth: u64) -> bool {
-        let share = bandwidth as f64 * TURN.as_secs_f64();
-        sent.saturating_sub(self.woke_with) as f64 + left <= share * 15.0 / 16.0
+        self.sent(sent) + left <= share(bandwidth) * 15.0 / 16.0
     }
 
     fn look(&mut self, at: Duration, sent: u64) -> Turn {
         let (before, had_sent) = std::mem::replace(&mut self.last, (at, sent));
-        let is_due = self.wakes.is_some_and(|wakes| at >= wakes);
         if at > before && sent == had_sent {
             self.is_asleep = true;
             self.since = at;
-        } else if std::mem::take(&mut self.is_asleep) || is_due {
+        } else if std::mem::take(&mut self.is_asleep) {
             // It woke after it was looked at last, and not before it was to.
             let woke = self.wakes.map_or(before, |wakes| before.max(wakes));
             self.wakes = Some(woke.min(at) + TURN);
@@ -192,192 +325,4 @@ impl Turns {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: u64 = 1 << 20;
-    const MS: Duration = Duration::from_millis(1);
-
-    const BOUNDS: Bounds = Bounds {
-        bandwidth: 20 * MIB,
-        downtime: Duration::from_millis(300),
-    };
-
-    /// What a QEMU has sent that keeps to 20 MiB/s: 2 MiB in the first 4 ms of each turn, which is a little too long, as its
-    /// own are.
-    fn sent(at: Duration, phase: Duration) -> u64 {
-        let turn = (TURN + MS / 2).as_micros() as u64;
-        let at = (at + TURN - phase).as_micros() as u64;
-        2 * MIB * (at / turn) + 2 * MIB * (at % turn).min(4000) / 4000
-    }
-
-    /// How long from `at` until it wakes.
-    fn sleeps(at: Duration, phase: Duration) -> Duration {
-        let turn = (TURN + MS / 2).as_micros();
-        let within = (at + TURN - phase).as_micros() % turn;
-        Duration::from_micros((turn - within) as u64)
-    }
-
-    fn seen(remaining: u64) -> Seen {
-        Seen {
-            pass: 2,
-            sent: 0,
-            remaining,
-            dirty_rate: MIB,
-            rate: 20 * MIB,
-        }
-    }
-
-    /// When the guest is stopped of which so much is left, beside what is sent from `from` on.
-    fn stopped(from: Duration, left: u64, phase: Duration) -> Duration {
-        let mut switchover = Switchover::default();
-        let is_first = |at| sent(at, phase) < left + sent(from, phase);
-        let mut at = from;
-        loop {
-            let moved = sent(at, phase);
-            let seen = match is_first(at) {
-                true => Seen {
-                    pass: 1,
-                    ..seen(left + sent(from, phase) - moved)
-                },
-                false => seen(MIB),
-            };
-            match switchover.look(
-                at,
-                Seen {
-                    sent: moved,
-                    ..seen
-                },
-                BOUNDS,
-            ) {
-                Next::Ask(after) => {
-                    let until = at + after;
-                    let had = is_first(at);
-                    // QEMU tells of a new pass. A question takes a while, too.
-                    while at < until && is_first(at) == had {
-                        at += MS / 2;
-                    }
-                    at += MS / 2;
-                }
-                Next::Stop(after) => return at + after,
-            }
-        }
-    }
-
-    #[test]
-    fn a_guest_is_stopped_just_before_qemu_wakes_wherever_it_is_met() {
-        for phase in 0..100 {
-            for left in [0, 3 * MIB, 30 * MIB] {
-                let phase = phase * MS;
-                let stopped = stopped(777 * MS, left, phase);
-                let early = sleeps(stopped, phase);
-                let what = format!("{phase:?}, {left}: stopped {early:?} before");
-                // Or while it is awake.
-                let is_awake = early > TURN - 4 * MS;
-                assert!(
-                    is_awake || early >= LEAD && early <= LEAD + 2 * FINE,
-                    "{what}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn whose_end_was_near_is_stopped_at_the_next_turn() {
-        for phase in 0..100 {
-            let left = 30 * MIB;
-            let stopped = stopped(777 * MS, left, phase * MS);
-            // Fifteen turns for that.
-            let ends = 777 * MS + 15 * (TURN + MS / 2);
-            assert!(stopped < ends + TURN + 10 * MS, "{phase}: {stopped:?}");
-        }
-    }
-
-    #[test]
-    fn while_it_is_awake_and_has_room_for_all_that_is_left_there_is_no_better_moment() {
-        // Asleep, and awake for 1 ms of 4: a quarter of its share is sent.
-        let looks = |left| {
-            let mut switchover = Switchover::default();
-            let mut next = Next::Ask(FINE);
-            for (at, sent) in [(90, 0), (93, 0), (101, MIB / 2)] {
-                let seen = Seen {
-                    sent: 100 * MIB + sent,
-                    ..seen(left)
-                };
-                next = switchover.look(at * MS, seen, BOUNDS);
-            }
-            next
-        };
-        assert_eq!(looks(MIB), Next::Stop(Duration::ZERO));
-        assert!(matches!(looks(3 * MIB / 2), Next::Stop(after) if after > TURN / 2));
-    }
-
-    #[test]
-    fn without_a_bandwidth_that_slows_it_the_guest_is_stopped_at_once() {
-        for bandwidth in [0, 400 * MIB] {
-            let bounds = Bounds {
-                bandwidth,
-                ..BOUNDS
-            };
-            let next = Switchover::default().look(MS, seen(MIB), bounds);
-            assert_eq!(next, Next::Stop(Duration::ZERO));
-        }
-    }
-
-    #[test]
-    fn a_stream_that_never_sleeps_is_not_waited_for() {
-        let mut switchover = Switchover::default();
-        let mut at = Duration::ZERO;
-        loop {
-            let seen = Seen {
-                sent: at.as_micros() as u64 * 20,
-                ..seen(MIB)
-            };
-            match switchover.look(at, seen, BOUNDS) {
-                Next::Ask(after) => at += after,
-                Next::Stop(after) => break assert_eq!(after, Duration::ZERO),
-            }
-        }
-        assert!(at <= 2 * TURN + 2 * FINE, "{at:?}");
-    }
-
-    #[test]
-    fn nothing_is_stopped_whose_rest_takes_longer_than_the_guest_may_stand_still() {
-        let free = Bounds {
-            bandwidth: 0,
-            ..BOUNDS
-        };
-        let stops = |seen| Switchover::default().look(MS, seen, free) != Next::Ask(POLL);
-        assert!(stops(seen(6 * MIB)));
-        assert!(!stops(seen(6 * MIB + 1)));
-        // In the first pass nobody knows what is left.
-        assert!(!stops(Seen {
-            pass: 1,
-            ..seen(MIB)
-        }));
-        assert!(!stops(Seen {
-            rate: 0,
-            ..seen(MIB)
-        }));
-        // What it wrote since the pass began is left as well.
-        let mut later = Switchover::default();
-        assert_eq!(later.look(MS, seen(7 * MIB), free), Next::Ask(POLL));
-        let at = Duration::from_secs(1) + MS;
-        assert_eq!(
-            later.look(at, seen(5 * MIB), free),
-            Next::Stop(Duration::ZERO)
-        );
-        assert_eq!(later.look(at, seen(5 * MIB + 1), free), Next::Ask(POLL));
-    }
-
-    #[test]
-    fn a_guest_that_writes_more_again_is_left_to_run() {
-        let mut switchover = Switchover::default();
-        assert_eq!(switchover.look(MS, seen(MIB), BOUNDS), Next::Ask(FINE));
-        let more = Seen {
-            pass: 3,
-            ..seen(60 * MIB)
-        };
-        assert_eq!(switchover.look(4 * MS, more, BOUNDS), Next::Ask(POLL));
-    }
-}
+mod tests;
