@@ -3,6 +3,7 @@
 //! The async job is held from Begin to Confirm. The peer is asked while the job is held and nothing is locked (R14);
 //! whether the guest still lives is checked again afterwards, by looking at it. Decides nothing: the phases do.
 
+mod asking;
 mod bygone;
 mod cookies;
 mod following;
@@ -70,7 +71,8 @@ pub struct MigrateOptions {
     /// The longest the guest may stand still for the last of its memory; QEMU's own default is 300 ms. It is stopped as soon
     /// as what is left can be sent within that. Whether it can nobody knows while QEMU goes over the memory for the first
     /// time: at the end of that, and up to three times in all, the guest is stopped to see, and runs on after some
-    /// milliseconds if it cannot.
+    /// milliseconds if it cannot. Each stop brings its disks to rest first, as long as that takes; where it is slow, it is
+    /// the last on trial.
     pub downtime: Option<Duration>,
     /// Whether QEMU takes time from the guest's processors if it writes faster than can be sent.
     pub auto_converge: bool,
@@ -399,7 +401,7 @@ async fn free_if_stuck(domain: &Domain, rescue: &Rescue) -> Infallible {
         sleep(FREE_AFTER).await;
         let status = domain.observed().migration;
         if following::is_over(status.as_ref()).is_none() {
-            following::cut(rescue).await;
+            asking::cut(rescue).await;
         }
     }
 }

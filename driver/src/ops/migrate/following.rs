@@ -18,15 +18,16 @@
 
 use std::time::Duration;
 
-use monitor_qmp::command::{self, MigrationInfo, MigrationStatus, RunState, YankInstance};
+use monitor_qmp::command::{self, MigrationInfo, MigrationStatus};
 use remote_migrate::{Meter, Prepared, Stopped, Transfer};
-use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::info;
 
 use super::MigrateOptions;
+use super::asking::{ask, seen, transfer};
 use super::sending::{THROTTLE, begin, bring};
-use super::stopping::{UNBOUND, let_run, limit, stands_still, stop};
-use super::switchover::{Next, POLL, Seen, Switchover, Trial};
+use super::stopping::{OnTrial, stands_still, stop_for_the_last};
+use super::switchover::{Next, POLL, Switchover};
 use super::tune::Lead;
 use crate::access::Rescue;
 use crate::error::{Cause, Error};
@@ -78,7 +79,6 @@ pub(super) async fn follow(
     let began = Instant::now();
     let mut transfer = Transfer::default();
     let (mut switchover, mut by_host) = (Switchover::default(), false);
-    let mut is_on_trial = false;
     // While it stands still for the last of its memory.
     let mut stream: Option<Stream> = None;
     loop {
@@ -112,19 +112,6 @@ pub(super) async fn follow(
                     false => Stopped::ByHypervisor,
                 });
             }
-            Some(MigrationStatus::Active) if is_on_trial => {
-                let (at, bounds) = (began.elapsed(), *lead.bounds.borrow());
-                let next = switchover.on_trial(at, seen(&info, transfer, took), bounds);
-                is_on_trial = matches!(next, Trial::Ask(_));
-                match next {
-                    Trial::Ask(after) => changes.wait(after).await,
-                    Trial::Keep => limit(op, UNBOUND).await?,
-                    Trial::LetRun => {
-                        limit(op, bounds.bandwidth).await?;
-                        by_host = !let_run(op).await?;
-                    }
-                }
-            }
             Some(MigrationStatus::Active) if !op.domain().observed().run.is_running() => {
                 // For the last of it, or by its user, which is as good. Nobody but this driver can take that back.
                 if !by_host {
@@ -141,21 +128,16 @@ pub(super) async fn follow(
                     Next::Stop(after) | Next::Try(after, _)
                         if !after.is_zero() && changes.come_within(after).await => {}
                     Next::Stop(_) => {
-                        by_host = stands_still(&stop(op).await?);
+                        by_host = stop_for_the_last(op).await?;
                         stream = Some(Stream::new(transfer.sent));
-                        if by_host {
-                            limit(op, UNBOUND).await?;
-                        }
                     }
                     Next::Try(_, bandwidth) => {
-                        limit(op, bandwidth).await?;
-                        let status = stop(op).await?;
-                        by_host = stands_still(&status);
-                        // By something else it stands still for good, or not at all.
-                        is_on_trial = status == RunState::Paused;
-                        if !is_on_trial {
-                            limit(op, bounds.bandwidth).await?;
-                        }
+                        let trial = OnTrial {
+                            switchover: &mut switchover,
+                            began,
+                            lead,
+                        };
+                        by_host = trial.stop(op, rescue, bandwidth).await?;
                         stream = Some(Stream::new(transfer.sent));
                     }
                 }
@@ -257,37 +239,6 @@ async fn apply(op: &mut AsyncOp, lead: &Lead, remedy: Remedy) -> Result<(), Erro
     Ok(())
 }
 
-/// Asks QEMU how far it is. If it is silent for so long, its main loop is stuck at the last of the memory, behind a link
-/// that is down: that is cut, past the main loop, and the guest goes on here (test bed, section 6).
-async fn ask(op: &mut AsyncOp, rescue: &Rescue, silence: Duration) -> Result<MigrationInfo, Error> {
-    let asking = async { op.monitor().await?.execute(command::QueryMigrate).await };
-    tokio::pin!(asking);
-    let mut silences = 0_u32;
-    loop {
-        tokio::select! {
-            info = &mut asking => return info,
-            () = sleep(silence), if silences == 0 => {
-                silences += 1;
-                cut(rescue).await;
-            }
-        }
-    }
-}
-
-/// Cuts the stream past QEMU's main loop. Only before the guest may be in two halves: then the copy that is not whole by then
-/// never is.
-pub(super) async fn cut(rescue: &Rescue) {
-    let instances = vec![YankInstance::Migration];
-    match rescue.execute(command::Yank { instances }).await {
-        Ok(_) => warn!("the stream of a migration was cut since QEMU was stuck in it"),
-        // There may be none any more.
-        Err(error) => warn!(
-            error = format!("{error:#}"),
-            "a stuck QEMU could not be freed"
-        ),
-    }
-}
-
 /// Turns to post-copy. Done when the guest is stopped for good and the destination has what it needs to start it, or when
 /// all of it has moved meanwhile.
 pub(super) async fn switch(
@@ -384,37 +335,6 @@ fn report(op: &AsyncOp, meter: &Meter, info: &MigrationInfo) -> Option<Transfer>
     Some(transfer)
 }
 
-/// How far it is, if QEMU says so. At first, after a failure, and in the instant in which it says `completed`, its counters
-/// may be missing or read 0 (7.2): that is no progress, and none undone.
-fn transfer(info: &MigrationInfo, is_still: bool) -> Option<Transfer> {
-    let ram = info.ram.as_ref().filter(|ram| ram.total > 0)?;
-    Some(Transfer {
-        sent: ram.transferred,
-        remaining: ram.remaining,
-        total: ram.total,
-        pass: ram.dirty_sync_count,
-        // In post-copy it goes on to say what the guest wrote before.
-        dirty_rate: if is_still {
-            0
-        } else {
-            ram.dirty_pages_rate.saturating_mul(ram.page_size)
-        },
-        is_still,
-    })
-}
-
-fn seen(info: &MigrationInfo, transfer: Transfer, took: Duration) -> Seen {
-    let rate = info.ram.as_ref().map_or(0.0, |ram| ram.mbps * 1e6 / 8.0);
-    Seen {
-        pass: transfer.pass,
-        sent: transfer.sent,
-        remaining: transfer.remaining,
-        dirty_rate: transfer.dirty_rate,
-        rate: rate as u64,
-        took,
-    }
-}
-
 fn given_up(reason: Option<String>) -> Error {
     let reason = reason.unwrap_or_else(|| "QEMU gave it up without a reason".into());
     Cause::Failed(reason).into()
@@ -428,39 +348,5 @@ fn given_up_on(to: &Prepared, reason: Option<String>) -> Error {
             Cause::Tls { peer, reason }.into()
         }
         (_, reason) => given_up(reason),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{from_value, json};
-
-    use super::*;
-
-    fn told(ram: &serde_json::Value, is_still: bool) -> Option<Transfer> {
-        let mut info = json!({"status": "completed"});
-        if !ram.is_null() {
-            info["ram"] = ram.clone();
-        }
-        transfer(&from_value(info).expect("as QEMU says it"), is_still)
-    }
-
-    #[test]
-    fn counters_that_read_0_are_no_progress() {
-        let ram = |total: u64, sent: u64| {
-            json!({
-                "transferred": sent, "remaining": 0, "total": total, "dirty-sync-count": 0, "dirty-pages-rate": 3,
-                "page-size": 4096, "duplicate": 0, "skipped": 0, "normal": 0, "normal-bytes": 0, "mbps": 0.0,
-                "postcopy-requests": 0, "multifd-bytes": 0, "pages-per-second": 0, "subpage-count": 0,
-                "precopy-bytes": 0, "downtime-bytes": 0, "postcopy-bytes": 0, "dirty-sync-missed-zero-copy": 0,
-            })
-        };
-        assert_eq!(told(&json!(null), false), None);
-        assert_eq!(told(&ram(0, 0), false), None);
-        let told =
-            |is_still| told(&ram(1 << 28, 1 << 20), is_still).expect("it says how far it is");
-        let (moved, still) = (told(false), told(true));
-        assert_eq!((moved.sent, moved.dirty_rate), (1 << 20, 3 * 4096));
-        assert_eq!((still.is_still, still.dirty_rate), (true, 0));
     }
 }

@@ -322,7 +322,12 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     // What it left on would be in the way of a save, or of the next one.
     monitor.execute(only(&[])).await?;
     stream_tls::take_off(&monitor).await?;
-    if run == RunState::Running && !monitor.execute(command::QueryStatus).await?.running {
+    let is_running = monitor.execute(command::QueryStatus).await?.running;
+    if run == RunState::Paused && is_running {
+        // Paused while QEMU had stopped it for the switchover, which QEMU takes back without asking.
+        monitor.execute(command::Stop).await?;
+    }
+    if run == RunState::Running && !is_running {
         drop(monitor);
         // What cannot be read may be another migration of it, by which it runs elsewhere.
         let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());

@@ -21,10 +21,11 @@
 //!
 //! How much a guest wrote during a pass nobody knows before that has ended, and if it is little, the next pass is over, and
 //! the guest stopped by QEMU, before an answer of QEMU's can be read here. So it is stopped on trial before that, for some
-//! milliseconds. A guest that was let run again [so often](TRIALS) writes too much for that.
+//! milliseconds. One that was let run again [so often](TRIALS) is left alone until what is left fits.
 //!
-//! What is left to QEMU: memory that has moved before its turns are known, in a few tenths of a second, on a host that is too
-//! busy to ask it in time.
+//! What is left to QEMU: a guest that is allowed next to no downtime, and memory of which the last moves faster than can be
+//! asked, since it is empty, since it has moved before QEMU's turns are known, in a few tenths of a second, or since the host
+//! is too busy.
 
 use std::time::Duration;
 
@@ -44,8 +45,10 @@ const NEAR: Duration = Duration::from_millis(300);
 const LEAD: Duration = Duration::from_millis(4);
 /// How often a guest is stopped on trial: each time its disks are brought to rest.
 const TRIALS: u8 = 3;
-/// How long after its pass was to end a trial is over at the latest: as long as QEMU may take for the share of a turn.
-const LATE: Duration = Duration::from_millis(50);
+/// How long after its pass was to end a trial is over at the latest: QEMU may take all of a turn for its share.
+const LATE: Duration = TURN;
+/// A stop that takes longer waits for the guest's disks, and is not made on trial again.
+const SLOW: Duration = Duration::from_millis(50);
 /// Between the first two looks at a pass.
 const SOON: Duration = Duration::from_millis(20);
 
@@ -142,8 +145,8 @@ impl Switchover {
             self.turns = None;
             return Next::Ask(POLL);
         }
+        let (lead, may_try) = (seen.lead(), self.may_try(seen, bounds));
         let turns = self.turns.get_or_insert_with(|| Turns::new(at, seen.sent));
-        let lead = seen.lead();
         // A little before it wakes, to see when exactly it does.
         let rests = |wakes: Duration| wakes.saturating_sub(at + lead + 2 * FINE).max(FINE);
         match turns.look(at, seen.sent) {
@@ -154,7 +157,7 @@ impl Switchover {
                 Next::Stop(Duration::ZERO)
             }
             Turn::Wakes(wakes) if fits && wakes >= at + lead => Next::Stop(wakes - lead - at),
-            Turn::Wakes(wakes) if !fits && self.trials < TRIALS => {
+            Turn::Wakes(wakes) if !fits && may_try => {
                 let (is_asleep, share) = (turns.is_asleep, share(bounds.bandwidth));
                 // A little more than that may go in a turn.
                 let ends = |share: f64| seen.remaining as f64 <= share * 9.0 / 8.0;
@@ -177,7 +180,7 @@ impl Switchover {
         if fits {
             return Next::Stop(Duration::ZERO);
         }
-        if self.trials >= TRIALS {
+        if !self.may_try(seen, bounds) {
             return Next::Ask(POLL);
         }
         let (since, had) = *self.ebb.get_or_insert((at, seen.remaining));
@@ -190,7 +193,7 @@ impl Switchover {
         let ends = Duration::try_from_secs_f64(ends).unwrap_or(Duration::MAX);
         // It may be faster in the end.
         match ends.saturating_sub(seen.lead()) / 2 {
-            after if after > FINE + seen.took => Next::Ask(after.min(POLL)),
+            after if after > FINE + seen.took.min(SOON) => Next::Ask(after.min(POLL)),
             _ => self.propose(at, seen, bounds, at + ends),
         }
     }
@@ -201,11 +204,25 @@ impl Switchover {
         self.trial = Some(OnTrial { pass, sent, ends });
         let fits = bounds.bandwidth as f64 * bounds.downtime.as_secs_f64();
         let most = seen.remaining as f64 + fits;
+        // Beside what was sent in this turn.
         let bandwidth = match bounds.bandwidth {
             0 => 0,
-            _ => (most / TURN.as_secs_f64()) as u64,
+            least => least.saturating_add((most / TURN.as_secs_f64()) as u64),
         };
         Next::Try(ends.saturating_sub(at + seen.lead()), bandwidth)
+    }
+
+    /// A trial stands still for longer than so short a downtime, and only so many are made.
+    fn may_try(&self, seen: Seen, bounds: Bounds) -> bool {
+        self.trials < TRIALS && bounds.downtime >= 2 * seen.lead()
+    }
+
+    /// The guest was stopped as [proposed](Next::Try), which took so long.
+    pub(super) fn tried(&mut self, took: Duration) {
+        self.trials = match took > SLOW {
+            true => TRIALS,
+            false => self.trials + 1,
+        };
     }
 
     /// What is to be done about a guest that was stopped as [proposed](Next::Try).
@@ -215,7 +232,7 @@ impl Switchover {
             turns.look(at, seen.sent);
             turns.is_asleep
         });
-        let next = match self.trial {
+        match self.trial {
             Some(begun) if seen.pass > begun.pass => match left <= bounds.downtime {
                 true => Trial::Keep,
                 false => Trial::LetRun,
@@ -224,12 +241,7 @@ impl Switchover {
             Some(begun) if is_asleep && seen.sent > begun.sent => Trial::LetRun,
             Some(begun) if at <= begun.ends + LATE.min(bounds.downtime) => Trial::Ask(FINE),
             _ => Trial::LetRun,
-        };
-        if next == Trial::LetRun {
-            self.trial = None;
-            self.trials += 1;
         }
-        next
     }
 
     /// Bytes, what the guest wrote since this pass began among them, and how long they take.

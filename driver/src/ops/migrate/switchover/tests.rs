@@ -173,8 +173,11 @@ impl Qemu {
                     self.bandwidth = 0;
                 }
                 Next::Try(_, bandwidth) => {
+                    assert!(bandwidth >= bounds.bandwidth, "what is sent already counts");
+                    let began = self.at;
                     self.bandwidth = bandwidth;
                     self.stop();
+                    switchover.tried(self.at - began);
                     is_on_trial = true;
                 }
             }
@@ -240,6 +243,7 @@ fn a_guest_that_writes_too_much_is_stopped_on_trial_only_so_often() {
         let next = switchover.look(at + 10 * MS, seen(*pass, MIB), free);
         let is_trial = matches!(next, Next::Try(..));
         if is_trial {
+            switchover.tried(MS);
             let trial = switchover.on_trial(at + 13 * MS, seen(pass + 1, 10 * MIB), free);
             assert_eq!(trial, Trial::LetRun);
         }

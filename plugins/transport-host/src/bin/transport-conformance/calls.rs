@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -152,11 +153,20 @@ fn side_by_side(subject: &Subject) -> Check {
     const DIALS: usize = 25;
     let mut listener = listener(subject)?;
     let address = address_of(&mut listener)?;
+    // A dial is done before it is accepted, and a full backlog may refuse it at once: as many as there are threads wait there.
+    let (place, places) = mpsc::sync_channel(THREADS * DIALS + THREADS);
+    let places = Mutex::new(places);
+    let takes_place = || places.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    (0..THREADS).for_each(|_| _ = place.send(()));
     thread::scope(|scope| {
         let dialers: Vec<_> = (0..THREADS)
             .map(|_| {
                 scope.spawn(|| {
                     for _ in 0..DIALS {
+                        // None is given any more once an accept has failed.
+                        if takes_place().is_err() {
+                            break;
+                        }
                         begin(subject, &address)?.finish()?.into_fd()?;
                     }
                     Ok(())
@@ -165,8 +175,10 @@ fn side_by_side(subject: &Subject) -> Check {
             .collect();
         let accepted = (0..THREADS * DIALS).try_for_each(|_| {
             listener.next()?.into_fd()?;
+            _ = place.send(());
             Ok(())
         });
+        drop(place);
         // A dial that failed says more than the peer that did not come.
         for dialer in dialers {
             let panicked = |_| Err(Trouble::Broken("a thread panicked".to_owned()));
