@@ -6,13 +6,15 @@
 //!
 //! Decides nothing: the phases do. Knows no transport: [`Builder::peers`](crate::Builder::peers) does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use job_core::Label;
 use remote_migrate::{
     Answer, Destination, DestinationRecord, Limits, MigrationId, Owner, Peer, PeerError, Record,
@@ -37,8 +39,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long one try may take: a QEMU may have to be ended.
 const TRY: Duration = Duration::from_secs(60);
-/// How many are taken up side by side; a host that is back finds many open at once.
-const SIDE_BY_SIDE: usize = 16;
+/// How many of one peer's are taken up side by side: a host that is back finds many open at once, and those of a peer that
+/// does not answer are in the way of no other's.
+const AT_A_PEER: usize = 4;
 
 /// Finds the daemon of those words.
 pub(crate) type FindPeer = Box<dyn Fn(&str) -> Option<Arc<dyn Peer>> + Send + Sync>;
@@ -68,6 +71,15 @@ pub(crate) struct Entry {
     is_news: bool,
     /// An earlier driver left it.
     is_earlier: bool,
+    /// It was taken up once, for better or worse.
+    is_tried: bool,
+}
+
+impl Entry {
+    fn put_off(&mut self) {
+        self.next = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
 }
 
 impl Settling {
@@ -96,9 +108,14 @@ impl Settling {
         self.with(|open| open.extract_if(is_gone).collect())
     }
 
-    /// Waits until all whose time has come were taken up; what is from now on is not missed.
+    /// Waits until something was taken up, or the journal was looked at; what is from now on is not missed.
     pub(crate) fn turn(&self) -> Notified<'_> {
         self.turned.notified()
+    }
+
+    /// Whether it was taken up since this driver came.
+    pub(crate) fn has_tried(&self, record: &Record) -> bool {
+        self.entry(record).is_some_and(|entry| entry.is_tried)
     }
 
     fn belongs_to(&self, key: Key, owner: Owner) {
@@ -160,10 +177,10 @@ pub(crate) async fn settle(context: Arc<Context>, destination: Destination) {
     let settling = async {
         // What became of the guests of an earlier daemon must be known first.
         context.recoveries.wait().await;
-        let mut is_first = true;
+        let mut tries = Tries::default();
+        let mut next = round(&context, true, &mut tries).await;
         loop {
-            let next = round(&context, &destination, is_first).await;
-            is_first = false;
+            tries.begin(&context, &destination);
             context.settling.turned.notify_waiters();
             let time = async {
                 match next {
@@ -172,20 +189,67 @@ pub(crate) async fn settle(context: Arc<Context>, destination: Destination) {
                 }
             };
             tokio::select! {
-                () = time => {}
-                () = context.settling.changed.notified() => {}
+                () = time => next = round(&context, false, &mut tries).await,
+                () = context.settling.changed.notified() => {
+                    next = round(&context, false, &mut tries).await;
+                }
+                Some(known) = tries.under_way.next() => {
+                    tries.is_over(&context, known);
+                    // What became of it is seen by its record, and not of each of many alone.
+                    let soon = match tries.under_way.is_empty() {
+                        true => Instant::now(),
+                        false => Instant::now() + FIRST_PAUSE,
+                    };
+                    next = Some(next.map_or(soon, |next| next.min(soon)));
+                }
             }
         }
     };
     parting.run_until_cancelled(settling).await;
 }
 
-/// Takes up those whose time has come. Yields when the next one's comes.
-async fn round(
-    context: &Arc<Context>,
-    destination: &Destination,
-    is_first: bool,
-) -> Option<Instant> {
+/// What is taken up, and what waits for a place at its peer.
+#[derive(Default)]
+struct Tries<'a> {
+    under_way: FuturesUnordered<BoxFuture<'a, Key>>,
+    asked: HashMap<Key, Arc<str>>,
+    waiting: Vec<Record>,
+}
+
+impl<'a> Tries<'a> {
+    /// Takes up those of which the peer has a place.
+    fn begin(&mut self, context: &'a Arc<Context>, destination: &'a Destination) {
+        let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+        for peer in self.asked.values() {
+            *places.entry(peer.clone()).or_default() += 1;
+        }
+        for record in std::mem::take(&mut self.waiting) {
+            let (known, peer) = (key(&record), address(&record).clone());
+            let taken = places.entry(peer.clone()).or_default();
+            if *taken == AT_A_PEER {
+                self.waiting.push(record);
+                continue;
+            }
+            *taken += 1;
+            self.asked.insert(known, peer);
+            let tried = take_up(context, destination, record).map(move |()| known);
+            self.under_way.push(tried.boxed());
+        }
+    }
+
+    fn is_over(&mut self, context: &Context, known: Key) {
+        self.asked.remove(&known);
+        context.settling.with(|open| {
+            if let Some(entry) = open.get_mut(&known) {
+                entry.is_tried = true;
+                entry.put_off();
+            }
+        });
+    }
+}
+
+/// Finds those whose time has come. Yields when that of the next one comes.
+async fn round(context: &Arc<Context>, is_first: bool, tries: &mut Tries<'_>) -> Option<Instant> {
     let began = Instant::now();
     let Some(records) = listed(context, is_first).await else {
         return Some(began + LONGEST_PAUSE);
@@ -194,23 +258,21 @@ async fn round(
         let entry = context.settling.entry(record);
         let is_time = entry.is_some_and(|entry| entry.next <= began);
         // A guest that arrives is held by its own job for as long as its source may come.
-        is_time && (record.side() == Side::Destination || !is_under_way(context, record))
+        let is_free = record.side() == Side::Destination || !is_under_way(context, record);
+        is_time && is_free && !tries.asked.contains_key(&key(record))
     };
-    let due = records.into_iter().filter(is_due);
-    let mut tries: Vec<_> = due
-        .map(|record| take_up(context, destination, record))
-        .collect();
-    if !tries.is_empty() {
-        let tries = futures::stream::iter(tries.drain(..)).buffer_unordered(SIDE_BY_SIDE);
-        tries.collect::<Vec<()>>().await;
-        listed(context, false).await;
-    }
+    tries.waiting = records.into_iter().filter(is_due).collect();
+    let waiting: HashSet<_> = tries.waiting.iter().map(key).collect();
     context.settling.with(|open| {
-        for entry in open.values_mut().filter(|entry| entry.next <= began) {
-            entry.next = Instant::now() + entry.pause;
-            entry.pause = (entry.pause * 2).min(LONGEST_PAUSE);
-        }
-        open.values().map(|entry| entry.next).min()
+        let is_at_rest = |known: &Key| !waiting.contains(known) && !tries.asked.contains_key(known);
+        let at_rest = open.iter_mut().filter(|(known, _)| is_at_rest(known));
+        let times = at_rest.map(|(_, entry)| {
+            if entry.next <= began {
+                entry.put_off();
+            }
+            entry.next
+        });
+        times.min()
     })
 }
 
@@ -243,6 +305,7 @@ async fn listed(context: &Arc<Context>, is_first: bool) -> Option<Vec<Record>> {
                 is_gone: is_first && !is_here(context, record.domain()),
                 is_news: is_first,
                 is_earlier: is_first,
+                is_tried: false,
             });
             entry.owner = record.owner();
         }
@@ -442,6 +505,7 @@ mod tests {
             is_gone: false,
             is_news: true,
             is_earlier: false,
+            is_tried: false,
         };
         settling.with(|open| open.insert(key(&record), entry));
         let gone = async || {

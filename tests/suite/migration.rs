@@ -128,6 +128,7 @@ tests! {
     options_that_contradict_each_other_are_refused_before_anything_is_begun,
     a_migration_whose_caller_has_left_is_settled_by_itself,
     a_peer_that_does_not_answer_holds_no_job_of_a_guest_that_was_kept,
+    a_peer_that_does_not_answer_is_in_the_way_of_no_other,
     a_source_that_is_back_settles_by_itself_what_it_left,
     a_destination_that_is_back_discards_by_itself_what_its_source_kept,
     an_operator_lets_a_complete_copy_run_whose_source_is_fenced,

@@ -137,7 +137,15 @@ impl Domain {
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::MigrationOut.default_mask();
             let (migration, again) = (MigrationId::random(), peer.clone());
-            let work = move |op: AsyncOp| leave(op, migration, peer, options);
+            let work = move |op: AsyncOp| async move {
+                let domain = op.domain().clone();
+                let moved = leave(op, migration, peer, options).await?;
+                // Here, since nobody may wait for the call any more.
+                if let Some(report) = &moved {
+                    domain.0.tell(moved_away(report));
+                }
+                Ok(moved)
+            };
             let live = domain.0.live();
             let moved = domain
                 .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
@@ -151,8 +159,6 @@ impl Domain {
                 };
             };
             gone_with(&domain, live, deadline).await?;
-            let (side, downtime) = (Side::Source, moved.downtime);
-            domain.0.tell(What::Moved { side, downtime });
             Ok(moved)
         })
     }
@@ -264,7 +270,11 @@ impl Domain {
             let work = move |op: AsyncOp| async move {
                 let migration = found(op.domain(), meant).await?;
                 let domain = op.domain().clone();
+                let had_moved = domain.records().moved_away;
                 let report = body(op, migration).await?;
+                if report.owner == Owner::Destination && !had_moved {
+                    domain.0.tell(moved_away(&report));
+                }
                 if !left(&domain).await?.iter().any(Record::refuses_migration) {
                     domain.0.work_is_over().await?;
                 }
@@ -277,6 +287,11 @@ impl Domain {
             Ok(settled)
         })
     }
+}
+
+fn moved_away(report: &Report) -> What {
+    let (side, downtime) = (Side::Source, report.downtime);
+    What::Moved { side, downtime }
 }
 
 /// What the journal has of this guest that left, or was about to.

@@ -2,17 +2,21 @@
 
 use std::future::{IntoFuture, pending};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use driver::{Became, Driver, ErrorKind, MigrateOptions, Notice, Run, What};
-use remote_migrate::{Answer, Call, Destination, Peer, PeerError, Request, Service};
+use remote_migrate::{
+    Answer, Call, Destination, Epoch, MigrationId, Peer, PeerError, Record, Request, RunState,
+    Service, Side, SourceRecord, SourceStage,
+};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::restart::{Daemon, Town};
 use super::settling::{Burned, between_both, stale};
-use super::{SECOND, counts_on};
+use super::{SECOND, counts_on, moved_by};
 use crate::rig::Rig;
 
 /// The way to a daemon that takes the guest, and whose answer is lost.
@@ -65,6 +69,7 @@ pub(super) async fn a_migration_whose_caller_has_left_is_settled_by_itself(rig: 
         has_taken: Notify::new(),
         goes_on: Notify::new(),
     });
+    let mut events = here.driver.subscribe();
     let call = domain.migrate(peer.clone(), between_both());
     let moving = here.runtime().spawn(call.into_future());
     peer.has_taken.notified().await;
@@ -79,6 +84,8 @@ pub(super) async fn a_migration_whose_caller_has_left_is_settled_by_itself(rig: 
     let is_off = |seen: &driver::Observed| seen.run == Run::Off;
     let off = domain.wait_for(is_off, Instant::now() + 20 * SECOND).await;
     off.expect("its QEMU here ends");
+    let moved = timeout(20 * SECOND, moved_by(&mut events)).await;
+    assert_eq!(moved.expect("it is told").0, Side::Source);
     for driver in [&here.driver, &rig.driver] {
         let open = driver.migrations().await.expect("it can be read");
         assert!(open.is_empty(), "{open:?}");
@@ -121,4 +128,48 @@ pub(super) async fn a_peer_that_does_not_answer_holds_no_job_of_a_guest_that_was
     resumed.expect("the guest is not what it is about");
     let open = here.driver.migrations().await.expect("it can be read");
     assert_eq!(open.len(), 1, "{open:?}");
+}
+
+pub(super) async fn a_peer_that_does_not_answer_is_in_the_way_of_no_other(rig: Rig) {
+    let dir = tempfile::tempdir().expect("it can be made");
+    let (town, mute) = (Town::default(), Arc::new(Mute::default()));
+    town.moves_in("mute", mute.clone());
+    let here = Daemon::in_town(&rig.env, dir.path(), town.clone()).await;
+    // Each of them is as old as that of the peer that answers, and is to be told only.
+    for number in 0..40 {
+        let record = SourceRecord {
+            migration: MigrationId::random(),
+            domain: uuid::Uuid::from_u128(number + 1),
+            epoch: Epoch::FIRST,
+            run: RunState::Running,
+            peer: if number == 39 { "there" } else { "mute" }.into(),
+            stage: SourceStage::Kept {
+                tell: true,
+                ended: true,
+            },
+        };
+        let stored = here.driver.journal().store(&Record::Source(record)).await;
+        stored.expect("it is written");
+    }
+    let here = here.again(&rig.env, dir.path()).await;
+    let asked = timeout(20 * SECOND, mute.asked.notified()).await;
+    asked.expect("it is to be told as well");
+    town.enter("there", rig.driver.destination(), &Handle::current());
+    let telling = async {
+        while here
+            .driver
+            .migrations()
+            .await
+            .expect("it can be read")
+            .len()
+            == 40
+        {
+            // A file tells nobody that it is gone.
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let told = timeout(15 * SECOND, telling).await;
+    told.expect("its turn comes before a silent peer has used up its time");
+    let open = here.driver.migrations().await.expect("it can be read");
+    assert!(open.iter().all(|open| &*open.peer == "mute"), "{open:?}");
 }

@@ -113,21 +113,21 @@ pub(crate) fn recover_all(context: &Arc<Context>) -> Result<(), Cause> {
 /// taken for the guest that arrived.
 async fn start_by_itself(domain: Domain) {
     let context = domain.0.context.clone();
-    let mut is_looked_at = false;
+    let mut waits = false;
     loop {
         let turn = context.settling.turn();
         let has_it = |record: &Record| {
+            let is_looked_at = context.settling.has_tried(record);
             record.domain() == domain.uuid() && (record.refuses_start() || !is_looked_at)
         };
         let open = context.migrations().await;
         if !open.is_ok_and(|records| records.iter().any(has_it)) {
             break;
         }
-        if !is_looked_at {
+        if !std::mem::replace(&mut waits, true) {
             let domain = domain.name();
             info!(domain, "it is started once its migration is settled");
         }
-        is_looked_at = true;
         if context.parting.run_until_cancelled(turn).await.is_none() {
             return;
         }
