@@ -24,8 +24,8 @@
 //! milliseconds. One that was let run again [so often](TRIALS) is left alone until what is left fits.
 //!
 //! What is left to QEMU: a guest that is allowed next to no downtime, and memory of which the last moves faster than can be
-//! asked, since it is empty, since it has moved before QEMU's turns are known, in a few tenths of a second, or since the host
-//! is too busy.
+//! asked, since much of it is empty, since all has moved before QEMU's turns are known, in a few tenths of a second, or since
+//! the host is too busy.
 
 use std::time::Duration;
 
@@ -117,12 +117,12 @@ pub(super) struct Switchover {
     /// How much was left of the pass when it was measured last.
     ebb: Option<(Duration, u64)>,
     trials: u8,
-    trial: Option<OnTrial>,
+    trial: Option<Proposed>,
 }
 
-/// A trial, from when it was proposed.
+/// A trial that was proposed.
 #[derive(Clone, Copy, Debug)]
-struct OnTrial {
+struct Proposed {
     pass: u64,
     sent: u64,
     /// When the pass goes on to its end.
@@ -201,7 +201,7 @@ impl Switchover {
     /// A trial, just before the pass goes on to its end. All that fits is to go then, so that nobody stands still for a sleep.
     fn propose(&mut self, at: Duration, seen: Seen, bounds: Bounds, ends: Duration) -> Next {
         let (pass, sent) = (seen.pass, seen.sent);
-        self.trial = Some(OnTrial { pass, sent, ends });
+        self.trial = Some(Proposed { pass, sent, ends });
         let fits = bounds.bandwidth as f64 * bounds.downtime.as_secs_f64();
         let most = seen.remaining as f64 + fits;
         // Beside what was sent in this turn.
@@ -233,13 +233,13 @@ impl Switchover {
             turns.is_asleep
         });
         match self.trial {
-            Some(begun) if seen.pass > begun.pass => match left <= bounds.downtime {
+            Some(proposed) if seen.pass > proposed.pass => match left <= bounds.downtime {
                 true => Trial::Keep,
                 false => Trial::LetRun,
             },
             // It would stand still for all of that sleep.
-            Some(begun) if is_asleep && seen.sent > begun.sent => Trial::LetRun,
-            Some(begun) if at <= begun.ends + LATE.min(bounds.downtime) => Trial::Ask(FINE),
+            Some(proposed) if is_asleep && seen.sent > proposed.sent => Trial::LetRun,
+            Some(proposed) if at <= proposed.ends + LATE.min(bounds.downtime) => Trial::Ask(FINE),
             _ => Trial::LetRun,
         }
     }
