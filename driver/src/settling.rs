@@ -108,7 +108,7 @@ impl Settling {
         self.with(|open| open.extract_if(is_gone).collect())
     }
 
-    /// Waits until something was taken up, or the journal was looked at; what is from now on is not missed.
+    /// Waits until the journal was looked at again; what is from now on is not missed.
     pub(crate) fn turn(&self) -> Notified<'_> {
         self.turned.notified()
     }
@@ -181,7 +181,6 @@ pub(crate) async fn settle(context: Arc<Context>, destination: Destination) {
         let mut next = round(&context, true, &mut tries).await;
         loop {
             tries.begin(&context, &destination);
-            context.settling.turned.notify_waiters();
             let time = async {
                 match next {
                     Some(next) => sleep_until(next).await,
@@ -262,6 +261,7 @@ async fn round(context: &Arc<Context>, is_first: bool, tries: &mut Tries<'_>) ->
         is_time && is_free && !tries.asked.contains_key(&key(record))
     };
     tries.waiting = records.into_iter().filter(is_due).collect();
+    context.settling.turned.notify_waiters();
     let waiting: HashSet<_> = tries.waiting.iter().map(key).collect();
     context.settling.with(|open| {
         let is_at_rest = |known: &Key| !waiting.contains(known) && !tries.asked.contains_key(known);
