@@ -124,7 +124,6 @@ pub(super) struct Switchover {
 #[derive(Clone, Copy, Debug)]
 struct Proposed {
     pass: u64,
-    sent: u64,
     /// When the pass goes on to its end.
     ends: Duration,
 }
@@ -149,7 +148,7 @@ impl Switchover {
         let turns = self.turns.get_or_insert_with(|| Turns::new(at, seen.sent));
         // A little before it wakes, to see when exactly it does.
         let rests = |wakes: Duration| wakes.saturating_sub(at + lead + 2 * FINE).max(FINE);
-        match turns.look(at, seen.sent) {
+        match turns.look(at, seen.sent, share(bounds.bandwidth)) {
             Turn::Stalled => Next::Ask(POLL),
             Turn::Unknown => Next::Ask(FINE),
             Turn::None => self.look_at_a_stream(at, seen, bounds, fits),
@@ -200,8 +199,8 @@ impl Switchover {
 
     /// A trial, just before the pass goes on to its end. All that fits is to go then, so that nobody stands still for a sleep.
     fn propose(&mut self, at: Duration, seen: Seen, bounds: Bounds, ends: Duration) -> Next {
-        let (pass, sent) = (seen.pass, seen.sent);
-        self.trial = Some(Proposed { pass, sent, ends });
+        let pass = seen.pass;
+        self.trial = Some(Proposed { pass, ends });
         let fits = bounds.bandwidth as f64 * bounds.downtime.as_secs_f64();
         let most = seen.remaining as f64 + fits;
         // Beside what was sent in this turn.
@@ -228,17 +227,14 @@ impl Switchover {
     /// What is to be done about a guest that was stopped as [proposed](Next::Try).
     pub(super) fn on_trial(&mut self, at: Duration, seen: Seen, bounds: Bounds) -> Trial {
         let (_, left) = self.left(at, seen);
-        let is_asleep = self.turns.as_mut().is_some_and(|turns| {
-            turns.look(at, seen.sent);
-            turns.is_asleep
-        });
+        if let Some(turns) = &mut self.turns {
+            turns.look(at, seen.sent, share(bounds.bandwidth));
+        }
         match self.trial {
             Some(proposed) if seen.pass > proposed.pass => match left <= bounds.downtime {
                 true => Trial::Keep,
                 false => Trial::LetRun,
             },
-            // It would stand still for all of that sleep.
-            Some(proposed) if is_asleep && seen.sent > proposed.sent => Trial::LetRun,
             Some(proposed) if at <= proposed.ends + LATE.min(bounds.downtime) => Trial::Ask(FINE),
             _ => Trial::LetRun,
         }
@@ -313,11 +309,15 @@ impl Turns {
         self.sent(sent) + left <= share(bandwidth) * 15.0 / 16.0
     }
 
-    fn look(&mut self, at: Duration, sent: u64) -> Turn {
+    /// A share is so many bytes. One that stands still for some milliseconds with its share not sent may wait for its link.
+    fn look(&mut self, at: Duration, sent: u64, share: f64) -> Turn {
         let (before, had_sent) = std::mem::replace(&mut self.last, (at, sent));
+        let has_sent_its_share = self.wakes.is_some() && self.sent(sent) >= share * 7.0 / 8.0;
         if at > before && sent == had_sent {
-            self.is_asleep = true;
-            self.since = at;
+            if has_sent_its_share || at.saturating_sub(self.moved) >= TURN / 4 {
+                self.is_asleep = true;
+                self.since = at;
+            }
         } else if std::mem::take(&mut self.is_asleep) {
             // It woke after it was looked at last, and not before it was to.
             let woke = self.wakes.map_or(before, |wakes| before.max(wakes));

@@ -15,6 +15,9 @@ const BOUNDS: Bounds = Bounds {
 struct Qemu {
     /// Bytes a second; 0 is no limit.
     bandwidth: u64,
+    /// Bytes a second that it can send, and how often it is seen to.
+    speed: u64,
+    moves: Duration,
     /// How long it takes to answer.
     answers: Duration,
     /// Bytes a second that the guest writes, and how many different ones.
@@ -46,12 +49,12 @@ struct Left {
 
 impl Qemu {
     const STEP: Duration = Duration::from_micros(250);
-    /// Bytes a second that it can send.
-    const SPEED: u64 = 400 * MIB;
 
     fn new(bandwidth: u64, answers: Duration, writes: (u64, u64), memory: u64) -> Self {
         Self {
             bandwidth,
+            speed: 400 * MIB,
+            moves: Self::STEP,
             answers,
             writes,
             at: Duration::ZERO,
@@ -72,7 +75,7 @@ impl Qemu {
 
     fn step(&mut self) {
         self.at += Self::STEP;
-        let of = |rate: u64| rate * Self::STEP.as_micros() as u64 / 1_000_000;
+        let of = |rate: u64, time: Duration| rate * time.as_micros() as u64 / 1_000_000;
         // A little too long, as its own are.
         if self.at >= self.turn.0 + TURN + MS / 2 {
             self.seen.rate = (self.seen.sent - self.turn.1) * 10;
@@ -80,7 +83,7 @@ impl Qemu {
             self.is_asleep = false;
         }
         match self.runs {
-            true => self.pass.1 = (self.pass.1 + of(self.writes.0)).min(self.writes.1),
+            true => self.pass.1 = (self.pass.1 + of(self.writes.0, Self::STEP)).min(self.writes.1),
             false => self.stands += Self::STEP,
         }
         // Nothing wakes it, a higher bandwidth neither.
@@ -89,7 +92,10 @@ impl Qemu {
         if self.is_over || self.is_asleep {
             return;
         }
-        let sent = of(Self::SPEED).min(self.seen.remaining);
+        if !self.at.as_micros().is_multiple_of(self.moves.as_micros()) {
+            return;
+        }
+        let sent = of(self.speed, self.moves).min(self.seen.remaining);
         self.seen.sent += sent;
         self.seen.remaining -= sent;
         if self.seen.remaining == 0 {
@@ -218,7 +224,7 @@ fn no_guest_that_comes_to_an_end_is_stopped_by_qemu() {
         assert!(left.in_vain.len() <= usize::from(TRIALS), "{}", what());
         // For what was left, and for no sleep.
         let bytes = qemu.bandwidth as f64 * (BOUNDS.downtime + TURN).as_secs_f64();
-        let takes = Duration::from_secs_f64(bytes / Qemu::SPEED as f64);
+        let takes = Duration::from_secs_f64(bytes / qemu.speed as f64);
         let most = qemu.seen.lead() + takes + asks + 2 * FINE;
         assert!(left.stood <= most, "{}", what());
     }
@@ -269,7 +275,7 @@ fn while_it_is_awake_and_has_room_for_all_that_is_left_there_is_no_better_moment
     let looks = |left| {
         let mut switchover = Switchover::default();
         let mut next = Next::Ask(FINE);
-        for (at, sent) in [(90, 0), (93, 0), (101, MIB / 2)] {
+        for (at, sent) in [(60, 0), (93, 0), (101, MIB / 2)] {
             let seen = Seen {
                 sent: 100 * MIB + sent,
                 ..seen(left)
@@ -292,6 +298,20 @@ fn without_a_bandwidth_that_slows_it_the_guest_is_stopped_at_once() {
         let next = Switchover::default().look(MS, seen(MIB), bounds);
         assert_eq!(next, Next::Stop(Duration::ZERO));
     }
+}
+
+#[test]
+fn a_stream_that_waits_for_its_link_is_not_taken_for_one_that_sleeps() {
+    let (mut all, mut by_host) = (0, 0);
+    for mut qemu in qemus().into_iter().filter(|qemu| qemu.bandwidth > 0) {
+        qemu.speed = qemu.bandwidth / 8 * 7;
+        // A writer that waits for room is woken once there is some, 12 ms later behind 1 Gbit/s.
+        qemu.moves = 12 * MS;
+        let left = qemu.leaves();
+        (all, by_host) = (all + 1, by_host + usize::from(left.by_host == Some(true)));
+    }
+    // The last of it may have gone by when it is seen to move. Of 3000 it was 2722 where 3 ms without a byte were a sleep.
+    assert!(by_host * 100 >= all * 96, "{by_host} of {all}");
 }
 
 #[test]
