@@ -187,21 +187,22 @@ pub(crate) async fn settle(context: Arc<Context>, destination: Destination) {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                () = time => next = round(&context, false, &mut tries).await,
-                () = context.settling.changed.notified() => {
-                    next = round(&context, false, &mut tries).await;
-                }
-                Some(known) = tries.under_way.next() => {
-                    tries.is_over(&context, known);
-                    // What became of it is seen by its record, and not of each of many alone.
-                    let soon = match tries.under_way.is_empty() {
-                        true => Instant::now(),
-                        false => Instant::now() + FIRST_PAUSE,
-                    };
-                    next = Some(next.map_or(soon, |next| next.min(soon)));
-                }
-            }
+            let over = tokio::select! {
+                () = time => None,
+                () = context.settling.changed.notified() => None,
+                Some(known) = tries.under_way.next() => Some(known),
+            };
+            let Some(known) = over else {
+                next = round(&context, false, &mut tries).await;
+                continue;
+            };
+            tries.is_over(&context, known);
+            // What became of it is seen by its record, and not of each of many alone.
+            let soon = match tries.under_way.is_empty() {
+                true => Instant::now(),
+                false => Instant::now() + FIRST_PAUSE,
+            };
+            next = Some(next.map_or(soon, |next| next.min(soon)));
         }
     };
     parting.run_until_cancelled(settling).await;

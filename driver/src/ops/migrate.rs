@@ -137,15 +137,7 @@ impl Domain {
         Call::new(self.0.context.defaults.long, move |deadline| async move {
             let mask = AsyncKind::MigrationOut.default_mask();
             let (migration, again) = (MigrationId::random(), peer.clone());
-            let work = move |op: AsyncOp| async move {
-                let domain = op.domain().clone();
-                let moved = leave(op, migration, peer, options).await?;
-                // Here, since nobody may wait for the call any more.
-                if let Some(report) = &moved {
-                    domain.0.tell(moved_away(report));
-                }
-                Ok(moved)
-            };
+            let work = move |op: AsyncOp| leave(op, migration, peer, options);
             let live = domain.0.live();
             let moved = domain
                 .run_async("migrate", AsyncKind::MigrationOut, mask, deadline, work)
@@ -405,7 +397,12 @@ async fn leave(
         }
     };
     tokio::select! {
-        moved = moved => Ok(Some(moved.map_err(Cause::Migrate)?)),
+        moved = moved => {
+            let report = moved.map_err(Cause::Migrate)?;
+            // Here, since nobody may wait for the call any more.
+            domain.0.tell(moved_away(&report));
+            Ok(Some(report))
+        }
         () = host.stranded.notified() => Ok(None),
     }
 }

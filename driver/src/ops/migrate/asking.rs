@@ -30,16 +30,11 @@ pub(super) async fn unless_stuck<T>(
     silence: Duration,
 ) -> Result<T, Error> {
     tokio::pin!(asking);
-    let mut silences = 0_u32;
-    loop {
-        tokio::select! {
-            answer = &mut asking => return answer,
-            () = sleep(silence), if silences == 0 => {
-                silences += 1;
-                cut(rescue).await;
-            }
-        }
+    tokio::select! {
+        answer = &mut asking => return answer,
+        () = sleep(silence) => cut(rescue).await,
     }
+    asking.await
 }
 
 /// Cuts the stream past QEMU's main loop. Only before the guest may be in two halves: then the copy that is not whole by then

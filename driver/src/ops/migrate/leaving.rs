@@ -323,16 +323,17 @@ async fn keep(op: &mut AsyncOp, run: RunState) -> Result<(), Error> {
     monitor.execute(only(&[])).await?;
     stream_tls::take_off(&monitor).await?;
     let is_running = monitor.execute(command::QueryStatus).await?.running;
-    if run == RunState::Paused && is_running {
+    match (run, is_running) {
         // Paused while QEMU had stopped it for the switchover, which QEMU takes back without asking.
-        monitor.execute(command::Stop).await?;
-    }
-    if run == RunState::Running && !is_running {
-        drop(monitor);
-        // What cannot be read may be another migration of it, by which it runs elsewhere.
-        let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());
-        context.refuse_unreadable(uuid).await?;
-        op.monitor().await?.execute(command::Cont).await?;
+        (RunState::Paused, true) => _ = monitor.execute(command::Stop).await?,
+        (RunState::Running, false) => {
+            drop(monitor);
+            // What cannot be read may be another migration of it, by which it runs elsewhere.
+            let (context, uuid) = (op.domain().0.context.clone(), op.domain().uuid());
+            context.refuse_unreadable(uuid).await?;
+            op.monitor().await?.execute(command::Cont).await?;
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -18,10 +18,9 @@ const UNBOUND: u64 = 1 << 50;
 /// Stops the guest, so that what is left is sent at once. Whether it [stands still](stands_still) by that.
 pub(super) async fn stop_for_the_last(op: &mut AsyncOp) -> Result<bool, Error> {
     let monitor = op.monitor().await?;
-    // QEMU may be asleep still, and sends by the new limit once it wakes.
-    let status = stop(&monitor, None).await?;
-    let by_host = stands_still(&status);
+    let by_host = stands_still(&stop(&monitor, None).await?);
     if by_host {
+        // QEMU may be asleep still, and sends by that once it wakes.
         limit(&monitor, UNBOUND).await?;
     }
     Ok(by_host)

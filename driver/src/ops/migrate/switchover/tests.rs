@@ -40,8 +40,7 @@ struct Qemu {
 struct Left {
     /// Whether it was stopped from outside when QEMU came to the end; none if it did not come there.
     by_host: Option<bool>,
-    /// When, and how long it had stood still by then.
-    at: Duration,
+    /// How long it had stood still by then.
     stood: Duration,
     /// How long it stood still each time it ran on.
     in_vain: Vec<Duration>,
@@ -145,7 +144,7 @@ impl Qemu {
             self.half();
             if is_over {
                 left.by_host = Some(!self.runs);
-                (left.at, left.stood) = (at, self.stands);
+                left.stood = self.stands;
                 return left;
             }
             if is_on_trial {

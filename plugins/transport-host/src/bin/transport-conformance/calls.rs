@@ -154,7 +154,7 @@ fn side_by_side(subject: &Subject) -> Check {
     let mut listener = listener(subject)?;
     let address = address_of(&mut listener)?;
     // A dial is done before it is accepted, and a full backlog may refuse it at once: as many as there are threads wait there.
-    let (place, places) = mpsc::sync_channel(THREADS * DIALS + THREADS);
+    let (place, places) = mpsc::channel();
     let places = Mutex::new(places);
     let takes_place = || places.lock().unwrap_or_else(PoisonError::into_inner).recv();
     (0..THREADS).for_each(|_| _ = place.send(()));
